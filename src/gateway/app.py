@@ -1,0 +1,324 @@
+"""The composition root: builds every object from the configuration, and owns start-up and shutdown."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+
+from gateway import __version__
+from gateway.canonical.caller import Caller
+from gateway.config import Config, ConfigError, Environment, JwtConfig, PriceConfig, ProviderConfig, TierConfig
+from gateway.embedded_redis import EmbeddedRedis, NoRedis
+from gateway.exchange import Patience, Services
+from gateway.http.admin import Admin, admin_router
+from gateway.http.errors import add_error_handlers
+from gateway.http.front import Front
+from gateway.http.health import health_router
+from gateway.http.inference import InferenceEndpoint, inference_routes, models_router
+from gateway.identity.authenticator import Authenticator
+from gateway.identity.jwks import KeySet
+from gateway.identity.jwt import JwtSettings, JwtVerifier
+from gateway.identity.keys import ApiKeys
+from gateway.ledger import Ledger
+from gateway.limits.accounts import Accounts
+from gateway.limits.admission import Admission, Tier
+from gateway.limits.checks import UnfitRedis, check_redis
+from gateway.limits.journal import Journal
+from gateway.limits.redis import RedisOwner, StoreUnavailable, retrying
+from gateway.limits.reservation import Books, HoldPolicy
+from gateway.limits.scripts import Retention
+from gateway.limits.settlements import Settlements
+from gateway.live import LiveExchanges
+from gateway.metering import tokens
+from gateway.metering.prices import Price, PriceBook, PriceSchedule, picousd_per_token
+from gateway.protocols.ai_sdk_4 import AiSdk4Server
+from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
+from gateway.protocols.openai_chat.client import OpenAiChatClient
+from gateway.protocols.openai_chat.server import OpenAiChatServer
+from gateway.protocols.wire import ServerRole
+from gateway.providers.demo import DemoProvider
+from gateway.providers.http_provider import Endpoint, HttpProvider
+from gateway.providers.provider import Provider, Timeouts
+from gateway.providers.rows import ROWS
+from gateway.providers.transport import Transport
+from gateway.router import Router
+from gateway.tasks import TaskOwner
+from gateway.telemetry import Telemetry
+
+_log = structlog.get_logger()
+
+DEV_ACCOUNT = "dev"
+_DEV_CREDIT_MICROUSD = 10_000_000
+_ANTHROPIC_VERSION = "2023-06-01"
+_FLUSH_S = 5.0
+_REDIS_WAIT_S = 10.0
+_DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
+DEFAULT_TIER = "default"
+
+# What an operator can do something about; the message says what, and nobody needs a traceback.
+START_UP_ERRORS = (ConfigError, NoRedis, UnfitRedis, StoreUnavailable)
+
+
+class Gateway:
+    """Everything one process runs. ``app`` is the ASGI application; its lifespan starts and stops the rest."""
+
+    def __init__(self, config: Config, environment: Environment) -> None:
+        self.config = config
+        self.environment = environment
+        self.data_dir = environment.data_dir
+        self.live = LiveExchanges()
+        self.telemetry = Telemetry()
+        self.dev_key: str | None = None
+        self.start_up_error: str | None = None
+        self._tasks = TaskOwner()
+        self._embedded = None if environment.redis_url else EmbeddedRedis(self.data_dir / "redis")
+        self._fastapi = FastAPI(title="Gateway", version=__version__, lifespan=self._lifespan)
+        roles = _inference_roles()
+        self.app = Front(self._fastapi, cors_origins=config.server.cors_origins, direct=frozenset(roles))
+        add_error_handlers(self._fastapi, {"/api/": AiSdk4Server()}, OpenAiChatServer())
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await self._start(stack)
+            except START_UP_ERRORS as error:
+                self.start_up_error = str(error)
+                raise
+            yield
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start everything in the order in which it is needed; the stack stops it in the reverse one."""
+        if self._embedded is not None:
+            await self._embedded.start()
+            stack.push_async_callback(self._embedded.stop)
+        redis = RedisOwner(self.environment.redis_url or (self._embedded.url if self._embedded else ""))
+        redis.on_round_trip = self.telemetry.redis.observe
+        redis.start()
+        stack.push_async_callback(redis.aclose)
+        await retrying(lambda: check_redis(redis), _REDIS_WAIT_S)
+        journal = Journal.open_free(self.data_dir / "journal")
+        stack.callback(journal.close)
+        settlements = Settlements(redis, journal, Retention())
+        recovered = await settlements.recover(self.data_dir / "journal")
+        if recovered:
+            _log.info("journal_recovered", streams=recovered)
+        self.telemetry.unsettled.set_function(lambda: settlements.pending)
+        transport = Transport()
+        stack.push_async_callback(transport.aclose)
+        stack.push_async_callback(self._tasks.aclose)
+        stack.push_async_callback(self._flush, settlements)
+        accounts, api_keys = Accounts(redis), ApiKeys(redis)
+        holds = self.config.holds
+        policy = HoldPolicy(slice_s=holds.slice_s, lease_s=holds.lease_s)
+        books = Books(redis=redis, journal=journal, settlements=settlements, policy=policy)
+        services = self._services(books, accounts, transport)
+        authenticator = await self._authenticator(api_keys, stack)
+        self._add_routes(services, authenticator, redis)
+        admin = Admin(
+            key=self._admin_key(),
+            accounts=accounts,
+            api_keys=api_keys,
+            ledger=Ledger(redis),
+            tiers=(*self.config.tiers, DEFAULT_TIER),
+        )
+        self._fastapi.include_router(admin_router(admin))
+        if self._embedded is not None:
+            await self._ensure_dev_account(accounts, api_keys)
+        self._tasks.start(self.live.run(), "live")
+        self._tasks.start(settlements.run(), "settlements")
+        self._tasks.start(_reap_for_ever(services.admission, self.config.holds.lease_s / 3), "reaper")
+
+    async def _flush(self, settlements: Settlements) -> None:
+        left = await settlements.flush(_FLUSH_S)
+        if left:
+            _log.warning("settlements_left", count=left, advice="the journal has them; the next start posts them")
+
+    def _services(self, books: Books, accounts: Accounts, transport: Transport) -> Services:
+        server = self.config.server
+        books.settlements.on_posted = lambda settlement, reply: self.telemetry.absorbed.inc(reply.absorbed)
+        return Services(
+            router=_router(self.config, transport),
+            admission=Admission(books, Retention()),
+            tier_of=_tier_lookup(self.config, accounts),
+            count=tokens.counter(),
+            live=self.live,
+            telemetry=self.telemetry,
+            tasks=self._tasks,
+            patience=Patience(commit_s=server.commit_s, heartbeat_s=server.heartbeat_s, send_s=server.send_timeout_s),
+        )
+
+    async def _authenticator(self, api_keys: ApiKeys, stack: contextlib.AsyncExitStack) -> Authenticator:
+        if self.config.jwt is None:
+            return Authenticator(api_keys, None)
+        verifier = _jwt_verifier(self.config.jwt)
+        stack.push_async_callback(verifier.aclose)
+        return Authenticator(api_keys, verifier)
+
+    def _add_routes(self, services: Services, authenticator: Authenticator, redis: RedisOwner) -> None:
+        body_bytes_max = self.config.server.body_bytes_max
+        endpoints = {
+            path: InferenceEndpoint(role, authenticator, services, body_bytes_max=body_bytes_max)
+            for path, role in _inference_roles().items()
+        }
+        self._fastapi.router.routes[:0] = inference_routes(endpoints)
+        self._fastapi.include_router(models_router(authenticator, services))
+        self._fastapi.include_router(health_router(services, redis))
+
+    def _admin_key(self) -> str:
+        return self.environment.admin_key or _kept_secret(self.data_dir / "admin-key", "gwadmin-")
+
+    async def _ensure_dev_account(self, accounts: Accounts, api_keys: ApiKeys) -> None:
+        """An account to try things with, and its key: made on the first start, shown on every one."""
+        path = self.data_dir / "dev-key"
+        if await accounts.create(DEV_ACCOUNT, name="Development", tier=None):
+            await accounts.grant(DEV_ACCOUNT, grant_id="first-start", amount=_DEV_CREDIT_MICROUSD)
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            key = await api_keys.create(DEV_ACCOUNT, name="development")
+            _write_secret(path, key.token)
+        self.dev_key = path.read_text().strip()
+
+
+def _inference_roles() -> dict[str, ServerRole]:
+    return {"/v1/chat/completions": OpenAiChatServer(), "/api/ai/chat-stream": AiSdk4Server()}
+
+
+async def _reap_for_ever(admission: Admission, pause_s: float) -> None:
+    """Finish the streams of gateways that died; every replica looks, and any may be the one that finds them."""
+    while True:
+        await asyncio.sleep(pause_s)
+        try:
+            reaped = await admission.reap_abandoned()
+        except StoreUnavailable:
+            continue
+        if reaped:
+            _log.warning("streams_reaped", count=reaped)
+
+
+def _tier_lookup(config: Config, accounts: Accounts) -> Callable[[Caller], Awaitable[Tier]]:
+    tiers = {name: _tier(tier) for name, tier in config.tiers.items()}
+    default = tiers.get(DEFAULT_TIER) or _tier(TierConfig())
+
+    async def tier_of(caller: Caller) -> Tier:
+        try:
+            name = caller.tier or await accounts.tier_of(caller.account)
+        except StoreUnavailable:
+            name = None  # admission asks Redis next and says what is wrong
+        return tiers.get(name or DEFAULT_TIER, default)
+
+    return tier_of
+
+
+def _tier(config: TierConfig) -> Tier:
+    requests = config.requests
+    return Tier(
+        requests=requests.limit,
+        period_ms=int(requests.period_s * 1000),
+        burst=requests.burst or requests.limit,
+        streams=config.concurrent_streams,
+    )
+
+
+def _jwt_verifier(config: JwtConfig) -> JwtVerifier:
+    try:
+        settings = JwtSettings(**config.model_dump())
+    except ValueError as error:
+        raise ConfigError(f"jwt: {error}") from None
+    keys = None
+    if settings.jwks_url is not None:
+        keys = KeySet(
+            settings.jwks_url,
+            ttl_s=settings.jwks_ttl_s,
+            cooldown_s=settings.jwks_cooldown_s,
+            max_age_s=settings.jwks_max_age_s,
+        )
+    return JwtVerifier(settings, keys)
+
+
+def _router(config: Config, transport: Transport) -> Router:
+    providers: dict[str, Provider] = {"demo": DemoProvider()}
+    for name, provider in configured_providers(config, os.environ).items():
+        providers[name] = _provider(name, provider, transport)
+    return Router(
+        providers, {name: model.targets for name, model in config.models.items() if model.targets}, _prices(config)
+    )
+
+
+def configured_providers(config: Config, environment: Mapping[str, str]) -> dict[str, ProviderConfig]:
+    """The providers of the configuration, and every well-known one whose key is in the environment."""
+    providers = {
+        name: ProviderConfig() for name, row in ROWS.items() if row.key_env is not None and environment.get(row.key_env)
+    }
+    return {**providers, **config.providers}
+
+
+def _provider(name: str, config: ProviderConfig, transport: Transport) -> HttpProvider:
+    row = ROWS.get(name)
+    base_url = config.base_url or (row.base_url if row is not None else None)
+    if base_url is None:
+        raise ConfigError(f"providers.{name}: base_url is missing")
+    kind = config.type or (row.type if row is not None else "openai")
+    key = config.api_key or (os.environ.get(row.key_env) if row is not None and row.key_env else None)
+    is_anthropic = kind == "anthropic"
+    if is_anthropic:
+        headers = {"anthropic-version": _ANTHROPIC_VERSION, **({"x-api-key": key} if key else {})}
+    else:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+    endpoint = Endpoint(
+        name=name,
+        vendor=config.price_book or (row.vendor if row is not None else name),
+        url=base_url.rstrip("/") + ("/messages" if is_anthropic else "/chat/completions"),
+        headers=headers,
+        timeouts=Timeouts(**config.timeouts.model_dump()),
+        models=config.models,
+    )
+    return HttpProvider(endpoint, AnthropicMessagesClient() if is_anthropic else OpenAiChatClient(), transport)
+
+
+def _prices(config: Config) -> PriceBook:
+    own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE}
+    for name, provider in config.providers.items():
+        if provider.price is not None:
+            own[f"{name}/*"] = _price(provider.price)
+    for name, model in config.models.items():
+        if model.price is not None:
+            for target in model.targets or (name,):
+                own[target] = _price(model.price)
+    return PriceBook(own, free_if_unpriced=config.unpriced == "free")
+
+
+def _price(config: PriceConfig) -> PriceSchedule:
+    def rate(usd: Decimal | None) -> int | None:
+        return None if usd is None else picousd_per_token(usd)
+
+    return PriceSchedule(
+        Price(
+            input=picousd_per_token(config.input),
+            output=picousd_per_token(config.output),
+            cache_read=rate(config.cache_read),
+            cache_write=rate(config.cache_write),
+            reasoning=rate(config.reasoning),
+        )
+    )
+
+
+def _kept_secret(path: Path, prefix: str) -> str:
+    """A random secret that outlives restarts, readable by its owner only."""
+    if not path.exists():
+        _write_secret(path, prefix + secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secret + "\n")

@@ -1,0 +1,272 @@
+"""The ``gateway`` command: run it, look after accounts, check a configuration, try a chat.
+
+Everything but ``serve`` and ``config`` talks to a running gateway over HTTP, as any other program would.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import msgspec
+import typer
+
+from gateway.app import Gateway
+from gateway.config import Config, ConfigError, Environment, load, parse
+from gateway.config_reference import reference
+from gateway.server import serve as run_server
+from gateway.telemetry import configure_logs
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="A streaming gateway for LLMs.")
+accounts = typer.Typer(no_args_is_help=True, help="Accounts and their balances.")
+keys = typer.Typer(no_args_is_help=True, help="API keys.")
+credits = typer.Typer(no_args_is_help=True, help="Credit.")
+config_app = typer.Typer(no_args_is_help=True, help="The configuration file.")
+app.add_typer(accounts, name="accounts")
+app.add_typer(keys, name="keys")
+app.add_typer(credits, name="credits")
+app.add_typer(config_app, name="config")
+
+_TIMEOUT_S = 10.0
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def serve() -> None:
+    """Start the gateway. GATEWAY_* variables and gateway.yaml say how."""
+    environment, config = _load()
+    configure_logs(config.log.level)
+    gateway = Gateway(config, environment)
+    try:
+        started = run_server(gateway, lambda port: _announce(gateway, port))
+    except KeyboardInterrupt:
+        return
+    except SystemExit:
+        _fail(gateway.start_up_error or "The gateway did not start.")
+    if not started:
+        _fail(gateway.start_up_error or "The gateway did not start.")
+
+
+def _load() -> tuple[Environment, Config]:
+    try:
+        environment = Environment()
+        return environment, load(environment)
+    except (ConfigError, ValueError) as error:
+        _fail(str(error))
+
+
+def _announce(gateway: Gateway, port: int) -> None:
+    """What a newcomer needs, ready to be pasted."""
+    host = gateway.environment.host
+    base = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    typer.echo(f"\nThe gateway is ready at {base}/v1\n")
+    if gateway.dev_key is not None:
+        body = '{"model": "demo/fast", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
+        typer.echo(f"Development key: {gateway.dev_key}\n")
+        typer.echo("Try it:\n")
+        typer.echo(
+            f"  curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {gateway.dev_key}' "
+            f"-H 'Content-Type: application/json' -d '{body}'\n"
+        )
+    sys.stdout.flush()
+
+
+@config_app.command("check")
+def config_check(
+    path: Annotated[str | None, typer.Argument(help="The file; without it, what `serve` would use.")] = None,
+) -> None:
+    """Say whether a configuration is valid, and where it is not."""
+    if path is None:
+        _load()
+    else:
+        try:
+            with open(path, encoding="utf-8") as file:
+                parse(file.read(), path)
+        except (ConfigError, OSError) as error:
+            _fail(str(error))
+    typer.echo("The configuration is valid.")
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print every key and variable, as Markdown."""
+    typer.echo(reference(), nl=False)
+
+
+@accounts.command("create")
+def accounts_create(
+    account: str,
+    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    tier: Annotated[str | None, typer.Option(help="A tier of the configuration.")] = None,
+) -> None:
+    """Make an account."""
+    _print(_call("POST", "/accounts", {"id": account, "name": name, **({"tier": tier} if tier else {})}))
+
+
+@accounts.command("list")
+def accounts_list() -> None:
+    """List accounts, newest first."""
+    _print(_call("GET", "/accounts"))
+
+
+@accounts.command("show")
+def accounts_show(account: str) -> None:
+    """Show an account and its balance."""
+    _print(_call("GET", f"/accounts/{account}"))
+
+
+@keys.command("create")
+def keys_create(
+    account: str,
+    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    model: Annotated[list[str] | None, typer.Option(help="A model it may use; repeat for more. All without.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it expires, e.g. 2027-01-01T00:00:00Z.")] = None,
+) -> None:
+    """Make a key; it is shown this once."""
+    body: dict[str, Any] = {"name": name}
+    if model:
+        body["models"] = model
+    if expires_at:
+        body["expires_at"] = expires_at
+    _print(_call("POST", f"/accounts/{account}/keys", body))
+
+
+@keys.command("list")
+def keys_list(account: str) -> None:
+    """List an account's keys."""
+    _print(_call("GET", f"/accounts/{account}/keys"))
+
+
+@keys.command("revoke")
+def keys_revoke(account: str, key_id: str) -> None:
+    """Refuse a key from now on."""
+    _call("DELETE", f"/accounts/{account}/keys/{key_id}")
+    typer.echo("revoked")
+
+
+@credits.command("add")
+def credits_add(
+    account: str,
+    amount_usd: str,
+    idempotency_key: Annotated[str | None, typer.Option(help="Repeat the call safely with the same key.")] = None,
+) -> None:
+    """Add credit in USD; a negative amount takes it back."""
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    _print(_call("POST", f"/accounts/{account}/credits", {"amount_usd": amount_usd}, headers))
+
+
+@app.command()
+def usage(
+    account: Annotated[str | None, typer.Option(help="One account; all without.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=1000, help="How many records.")] = 20,
+) -> None:
+    """Show what was charged, newest first."""
+    query = f"?count={count}" + (f"&account={account}" if account else "")
+    for row in _call("GET", f"/usage{query}")["data"]:
+        record = row["record"]
+        tokens = f"{record.get('input_tokens', 0)}+{record.get('output_tokens', 0)}"
+        typer.echo(
+            f"{row['time']}  {row['account']:<16} {row['outcome']:<10} ${row['charged_usd']}  {tokens:>12} tokens  "
+            f"{record.get('model', '')}"
+        )
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option(help="The model to talk to.")] = "demo/fast",
+    key: Annotated[str | None, typer.Option(envvar="GATEWAY_API_KEY", help="The API key.")] = None,
+) -> None:
+    """Talk to a model; one line is one message, an empty one ends it."""
+    token = key or _kept("dev-key") or _fail("Set GATEWAY_API_KEY to an API key.")
+    messages: list[dict[str, str]] = []
+    while (line := _ask()) != "":
+        messages.append({"role": "user", "content": line})
+        answer = ""
+        for piece in _stream(model, messages, token):
+            answer += piece
+            typer.echo(piece, nl=False)
+        typer.echo()
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _stream(model: str, messages: list[dict[str, str]], token: str) -> Iterator[str]:
+    body = {"model": model, "messages": messages, "stream": True}
+    headers = {"Authorization": f"Bearer {token}"}
+    url = f"{_base_url()}/v1/chat/completions"
+    try:
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=None, trust_env=False) as response:
+            if response.status_code != 200:
+                _fail(_error_text(response.read()))
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    yield from _pieces(json.loads(line[6:]))
+    except httpx.HTTPError as error:
+        _fail(f"{url}: {error}")
+
+
+def _pieces(chunk: dict[str, Any]) -> Iterator[str]:
+    if "error" in chunk:
+        _fail(chunk["error"]["message"])
+    for choice in chunk["choices"]:
+        yield choice["delta"].get("content") or ""
+    if "x_gateway" in chunk:
+        yield f"\n[{chunk['x_gateway']['message']}]"
+
+
+def _call(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+    """One call of the admin API; prints its error and exits where it fails."""
+    environment = Environment()
+    key = environment.admin_key or _kept("admin-key") or _fail("Set GATEWAY_ADMIN_KEY to the gateway's admin key.")
+    url = f"{_base_url()}/admin/v1{path}"
+    try:
+        response = httpx.request(
+            method,
+            url,
+            json=body,
+            headers={"Authorization": f"Bearer {key}", **(headers or {})},
+            timeout=_TIMEOUT_S,
+            trust_env=False,
+        )
+    except httpx.HTTPError as error:
+        _fail(f"{url}: {error}. Is the gateway running? GATEWAY_URL says where it is looked for.")
+    if response.status_code >= 400:
+        _fail(_error_text(response.content))
+    return response.json() if response.content else None
+
+
+def _base_url() -> str:
+    return os.environ.get("GATEWAY_URL", f"http://127.0.0.1:{Environment().port}").rstrip("/")
+
+
+def _kept(name: str) -> str | None:
+    path = Environment().data_dir / name
+    return path.read_text().strip() if path.exists() else None
+
+
+def _error_text(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return body.decode("utf-8", "replace")
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,256 @@
+"""The configuration: one YAML file and a few environment variables, as frozen values.
+
+Only ``app.py`` and ``cli.py`` import this room; everything else is handed what it needs. A mistake is told with the
+line it is on and what would be right. Every key is documented here, and the reference in docs is made from it.
+"""
+
+import os
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Usd = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where and why."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PriceConfig(_Section):
+    """What tokens cost, in USD per million tokens."""
+
+    input: Usd = Field(description="Input tokens.")
+    output: Usd = Field(description="Output tokens, reasoning included.")
+    cache_read: Usd | None = Field(None, description="Input read from the provider's cache; as input where unset.")
+    cache_write: Usd | None = Field(None, description="Input written to the provider's cache; as input where unset.")
+    reasoning: Usd | None = Field(None, description="Reasoning tokens; as output where unset.")
+
+
+class TimeoutsConfig(_Section):
+    """How long a provider may take, in seconds."""
+
+    connect_s: Seconds = Field(5, description="To accept a connection.")
+    first_event_s: Seconds = Field(120, description="From the call to the first event.")
+    idle_s: Seconds = Field(60, description="Between two events.")
+    total_s: Seconds = Field(1800, description="For a whole answer.")
+
+
+class ProviderConfig(_Section):
+    """A provider. The name decides the defaults where it is a well-known one."""
+
+    type: Literal["openai", "anthropic"] | None = Field(None, description="The wire format it speaks.")
+    base_url: str | None = Field(None, description="Its address, with `/v1` where it has one.", pattern=r"^https?://")
+    api_key: str | None = Field(None, description="Its key, as `${ENV_NAME}`.")
+    models: tuple[str, ...] = Field((), description="Models to list in `/v1/models`; others work too.")
+    price: PriceConfig | None = Field(None, description="The price of every model of this provider.")
+    price_book: str | None = Field(None, description="The provider's name in the price book, where it differs.")
+    timeouts: TimeoutsConfig = Field(TimeoutsConfig(), description="Its time limits.")
+
+
+class ModelConfig(_Section):
+    """A model's own name, what stands behind it, and what it costs."""
+
+    targets: tuple[str, ...] = Field(
+        (), description="`provider/model`, tried in order. Left out for a name that is `provider/model` itself."
+    )
+    price: PriceConfig | None = Field(None, description="Overrides the price of its targets.")
+
+
+class RequestsConfig(_Section):
+    """A token bucket for requests."""
+
+    limit: int = Field(ge=1, le=1_000_000_000, description="Requests per period.")
+    period_s: Seconds = Field(60, description="The period, in seconds.")
+    burst: int | None = Field(None, ge=1, le=1_000_000_000, description="At most at once; `limit` where unset.")
+
+
+class TierConfig(_Section):
+    """What the accounts of a tier may do."""
+
+    requests: RequestsConfig = Field(RequestsConfig(limit=600), description="How many requests per period.")
+    concurrent_streams: int = Field(100, ge=1, le=1_000_000, description="How many may run at once.")
+
+
+class JwtConfig(_Section):
+    """Bearer tokens of an issuer to trust."""
+
+    issuer: str = Field(description="The `iss` claim.")
+    audience: tuple[str, ...] = Field(min_length=1, description="Accepted `aud` values.")
+    jwks_url: str | None = Field(None, description="Where the issuer publishes its keys.")
+    secret: str | None = Field(None, description="A shared HS256 secret, instead of `jwks_url`.")
+    algorithms: tuple[str, ...] = Field(("RS256", "ES256"), description="Accepted signature algorithms.")
+    leeway_s: int = Field(30, ge=0, le=300, description="Tolerated clock difference.")
+    account_claim: str = Field("account", description="The claim that names the account; a dotted path works.")
+    tier_claim: str | None = Field("tier", description="The claim that names the tier.")
+    scopes_claim: str = Field("scope", description="The claim that lists scopes.")
+    models_claim: str | None = Field(None, description="The claim that lists allowed models.")
+
+
+class HoldConfig(_Section):
+    """How credit is held for running streams."""
+
+    slice_s: Seconds = Field(4, description="A hold covers this much of a stream's own rate.")
+    lease_s: Annotated[float, Field(ge=3, le=300)] = Field(
+        9, description="How long a hold outlives a gateway that crashed."
+    )
+
+
+class ServerConfig(_Section):
+    """The HTTP side."""
+
+    body_bytes_max: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        30, description="How long running streams may finish after SIGTERM."
+    )
+    commit_s: Seconds = Field(5, description="When to send the status line although the provider has not answered.")
+    heartbeat_s: Seconds = Field(10, description="How often a quiet stream gets a heartbeat.")
+    send_timeout_s: Seconds = Field(30, description="When a client that takes nothing is cut.")
+    cors_origins: tuple[str, ...] = Field(("*",), description="Browser origins that may call; empty for none.")
+
+
+class LogConfig(_Section):
+    """Logging."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level written.")
+
+
+class Config(_Section):
+    """The whole file."""
+
+    providers: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")], ProviderConfig] = Field(
+        {}, description="Providers beside the well-known ones whose key is in the environment."
+    )
+    models: dict[Annotated[str, Field(pattern=r"^[!-~]{1,256}$")], ModelConfig] = Field(
+        {}, description="Names of your own for models, and prices."
+    )
+    tiers: dict[str, TierConfig] = Field({}, description="Named sets of limits; `default` is everybody else's.")
+    unpriced: Literal["refuse", "free"] = Field("refuse", description="What happens to a model without a price.")
+    jwt: JwtConfig | None = Field(None, description="Accept an issuer's tokens beside API keys.")
+    holds: HoldConfig = Field(HoldConfig(), description="How credit is held.")
+    server: ServerConfig = Field(ServerConfig(), description="The HTTP side.")
+    log: LogConfig = Field(LogConfig(), description="Logging.")
+
+    @model_validator(mode="after")
+    def _aliases_have_targets(self) -> "Config":
+        for name, model in self.models.items():
+            if not model.targets and "/" not in name:
+                raise ValueError(f"models.{name} needs targets, e.g. targets: [openai/gpt-4o-mini]")
+            for target in model.targets:
+                if "/" not in target:
+                    raise ValueError(f"models.{name}: the target {target!r} must be written provider/model")
+        return self
+
+
+class Environment(BaseSettings):
+    """The environment variables the gateway reads; provider keys are read by name beside these."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="ignore")
+
+    config: Path | None = Field(None, description="Path of the configuration file; `gateway.yaml` if that exists.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    redis_url: str | None = Field(
+        None, description="`redis://`, `rediss://` or `unix://`; unset, the gateway starts its own."
+    )
+    data_dir: Path = Field(Path(".gateway"), description="Journal, generated keys, and the embedded Redis's data.")
+    admin_key: str | None = Field(None, description="The admin API's key; unset, one is made and kept in `data_dir`.")
+
+
+def load(environment: Environment) -> Config:
+    """The configuration of this environment; raises ``ConfigError``."""
+    path = environment.config
+    if path is None:
+        path = Path("gateway.yaml")
+        if not path.exists():
+            return Config()
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def parse(text: str, name: str = "gateway.yaml") -> Config:
+    """A configuration from YAML text; raises ``ConfigError`` with the line of every mistake."""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) or {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 0
+        raise ConfigError(f"{name}:{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not a text file: {error}") from None
+    missing: list[str] = []
+    values = _substitute(values, missing)
+    if missing:
+        raise ConfigError(f"{name}: the environment has no {', '.join(sorted(set(missing)))}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(name, tree, problem) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _substitute(value: Any, missing: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(inner, missing) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_substitute(inner, missing) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        found = os.environ.get(match.group(1))
+        if found is None:
+            missing.append(match.group(1))
+        return found or ""
+
+    return _VARIABLE.sub(look_up, value)
+
+
+def _problem(name: str, tree: yaml.Node | None, problem: Any) -> str:
+    where = [part for part in problem["loc"] if part != "[key]"]
+    line = _line(tree, where)
+    path = ".".join(map(str, where))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = f"there is no such key here{_nearest(where)}"
+    return f"{name}:{line}: {path + ': ' if path else ''}{message}"
+
+
+def _line(node: yaml.Node | None, where: list[Any]) -> int:
+    if node is None:
+        return 1
+    line = node.start_mark.line + 1
+    for part in where:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _nearest(where: list[Any]) -> str:
+    section: Any = Config
+    for part in where[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return ""
+        section = field.annotation
+    names = getattr(section, "model_fields", None)
+    return f"; there are {', '.join(names)}" if names else ""

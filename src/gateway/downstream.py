@@ -1,0 +1,66 @@
+"""The client's side of one exchange: one write in flight, a status line that is held back, and no patience without end.
+
+uvicorn's ``send`` says nothing when the client has gone; only ``receive`` tells. It waits for ever when a client
+stops reading, so whoever watches the clock looks at ``sending_since``.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gateway.protocols.wire import Headers, Reply
+
+_Send = Callable[[Any], Awaitable[None]]
+
+
+class Downstream:
+    """Sends one response. The first write decides its status line."""
+
+    __slots__ = ("_abort", "_extra", "_lock", "_send", "is_finished", "is_started", "last_write_at", "sending_since")
+
+    def __init__(self, send: _Send, extra: Headers, abort: Callable[[], None]) -> None:
+        """``extra`` headers go out with any answer; ``abort`` resets the connection."""
+        self._send = send
+        self._extra = extra
+        self._abort = abort
+        self._lock = asyncio.Lock()
+        self.is_started = False
+        self.is_finished = False
+        self.sending_since: float | None = None
+        self.last_write_at = time.monotonic()
+
+    async def write(self, payload: bytes, headers: Headers) -> None:
+        """Send bytes of a stream, after the status line where it has not gone out yet."""
+        async with self._lock:
+            if not self.is_finished:
+                await self._body(200, headers, payload, more=True)
+
+    async def finish(self, payload: bytes, headers: Headers) -> None:
+        """Send the last bytes; a response that was nothing else gets a length."""
+        async with self._lock:
+            if not self.is_finished:
+                if not self.is_started:
+                    headers = (*headers, (b"content-length", str(len(payload)).encode()))
+                await self._body(200, headers, payload, more=False)
+
+    async def reply(self, reply: Reply) -> None:
+        """Send a whole answer; only before anything else was sent."""
+        async with self._lock:
+            headers = (*reply.headers, (b"content-length", str(len(reply.body)).encode()))
+            await self._body(reply.status, headers, reply.body, more=False)
+
+    async def _body(self, status: int, headers: Headers, payload: bytes, *, more: bool) -> None:
+        self.last_write_at = self.sending_since = time.monotonic()
+        if not self.is_started:
+            self.is_started = True
+            await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._extra]})
+        if not more:
+            self.is_finished = True
+        await self._send({"type": "http.response.body", "body": payload, "more_body": more})
+        self.sending_since = None
+
+    def abort(self) -> None:
+        """Reset the connection: for a client that no longer reads."""
+        self.is_finished = True
+        self._abort()

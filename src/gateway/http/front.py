@@ -1,0 +1,95 @@
+"""What happens to every request before it is routed: its id, and the answers browsers of other origins need.
+
+Pure ASGI. The paths in ``direct`` send the headers prepared here themselves; for all others they are added on the way
+out, which costs a call per message and therefore is not done to streams.
+"""
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from gateway.protocols.wire import Headers
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+REQUEST_ID = "gateway.request_id"
+HEADERS = "gateway.headers"
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+_EXPOSED = (
+    b"x-request-id, retry-after, x-should-retry, x-vercel-ai-data-stream, x-vercel-ai-ui-message-stream, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
+_PREFLIGHT_MAX_AGE_S = b"600"
+
+
+class Front:
+    """The outermost application."""
+
+    def __init__(self, app: App, *, cors_origins: Sequence[str], direct: frozenset[str]) -> None:
+        self._app = app
+        self._direct = direct
+        self._any_origin = "*" in cors_origins
+        self._origins = frozenset(origin.encode("latin-1") for origin in cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        origin = request_id = asked_method = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"origin":
+                origin = value
+            elif name == b"access-control-request-method":
+                asked_method = value
+        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex.encode()
+        headers: Headers = ((b"x-request-id", request_id), *self._cors(origin))
+        if scope["method"] == "OPTIONS" and origin is not None and asked_method is not None:
+            await _preflight(scope, send, headers)
+            return
+        scope[REQUEST_ID] = request_id.decode("ascii")
+        scope[HEADERS] = headers
+        if scope["path"] not in self._direct:
+            send = _with_headers(send, headers)
+        await self._app(scope, receive, send)
+
+    def _cors(self, origin: bytes | None) -> Headers:
+        if origin is None or not (self._any_origin or origin in self._origins):
+            return ()
+        allowed = b"*" if self._any_origin else origin
+        return (
+            (b"access-control-allow-origin", allowed),
+            (b"vary", b"origin"),
+            (b"access-control-expose-headers", _EXPOSED),
+        )
+
+
+async def _preflight(scope: Scope, send: Send, headers: Headers) -> None:
+    """Answered before authentication: browsers send no credential with it."""
+    asked = next((value for name, value in scope["headers"] if name == b"access-control-request-headers"), b"")
+    allowed = asked or b"authorization, content-type"
+    answer = [
+        *headers,
+        (b"access-control-allow-methods", b"GET, POST, DELETE, OPTIONS"),
+        (b"access-control-allow-headers", allowed),
+        (b"access-control-max-age", _PREFLIGHT_MAX_AGE_S),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": answer})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _with_headers(send: Send, headers: Headers) -> Send:
+    async def send_with_headers(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,34 @@
+"""Whether this process lives, whether it should get traffic, and its metrics."""
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from gateway.exchange import Services
+from gateway.limits.redis import RedisOwner, StoreUnavailable
+from gateway.telemetry import METRICS_CONTENT_TYPE
+
+
+def health_router(services: Services, redis: RedisOwner) -> APIRouter:
+    """``/healthz``, ``/readyz`` and ``/metrics``; none asks for a credential."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz", summary="The process lives")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @router.get("/readyz", summary="The process wants traffic: Redis answers, and it is not stopping")
+    async def readyz() -> Response:
+        problems = ["draining"] if services.live.is_draining else []
+        try:
+            await redis.call("PING")
+        except StoreUnavailable:
+            problems.append("redis_unreachable")
+        if problems:
+            return JSONResponse({"status": "not_ready", "problems": problems}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    @router.get("/metrics", summary="Metrics in Prometheus's text format")
+    async def metrics() -> Response:
+        return Response(services.telemetry.expose(), media_type=METRICS_CONTENT_TYPE)
+
+    return router

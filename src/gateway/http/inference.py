@@ -1,0 +1,151 @@
+"""The endpoints that models answer: authenticate, read, decode, and hand over to an ``Exchange``."""
+
+from urllib.parse import parse_qsl
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.canonical.caller import Caller
+from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
+from gateway.downstream import Downstream
+from gateway.exchange import Exchange, Services
+from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
+from gateway.http.server_protocol import reset_of
+from gateway.identity.authenticator import Authenticator
+from gateway.protocols.wire import Reply, ServerRole
+from gateway.router import ModelEntry
+
+_LISTED_SINCE = 1_735_689_600  # 2025-01-01: models have no date of their own here, and clients want a number
+
+
+class InferenceEndpoint:
+    """One path that speaks one protocol. An ASGI application of its own: nothing stands between it and the socket."""
+
+    def __init__(
+        self, protocol: ServerRole, authenticator: Authenticator, services: Services, *, body_bytes_max: int
+    ) -> None:
+        self._protocol = protocol
+        self._authenticator = authenticator
+        self._services = services
+        self._body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id: str = scope[REQUEST_ID]
+        downstream = Downstream(send, scope[HEADERS], reset_of(scope))
+        caller: Caller | None = None
+        try:
+            if self._services.live.is_draining:
+                raise ServiceUnavailable(
+                    "The gateway is stopping; send the request again.", code=ErrorCode.DRAINING, retry_after_s=1
+                )
+            caller = await self._authenticator.authenticate(scope["headers"])
+            _check_media_type(scope)
+            body = await read_body(scope, receive, self._body_bytes_max)
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+            request = self._protocol.decode_request(body, query)
+        except GatewayError as error:
+            self._services.telemetry.refused(request_id, caller, error.code.value)
+            await downstream.reply(_closing(self._protocol.encode_error(error), error))
+            return
+        await Exchange(self._services, self._protocol, request, caller, request_id).run(receive, downstream)
+
+
+def _closing(reply: Reply, error: GatewayError) -> Reply:
+    """An answer after which the connection is of no use: the process stops."""
+    if error.code is not ErrorCode.DRAINING:
+        return reply
+    return Reply(reply.status, (*reply.headers, (b"connection", b"close")), reply.body)
+
+
+def _check_media_type(scope: Scope) -> None:
+    content_type = b""
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            content_type = value.lower()
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise RequestError(
+                "A compressed body is not accepted.", code=ErrorCode.UNSUPPORTED_MEDIA_TYPE, param="content-encoding"
+            )
+    media_type, _, parameters = content_type.partition(b";")
+    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
+    if media_type.strip() != b"application/json" or charset not in (b"", b"utf-8", b"utf8"):
+        raise RequestError(
+            "The content type must be application/json in UTF-8.",
+            code=ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+            param="content-type",
+        )
+
+
+async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
+    """The whole body; raises ``RequestError`` as soon as it is known to be larger than ``bytes_max``."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > bytes_max:
+            raise _too_large(bytes_max)
+    message = await receive()
+    if message["type"] == "http.request" and not message["more_body"]:
+        body: bytes = message["body"]
+        if len(body) > bytes_max:
+            raise _too_large(bytes_max)
+        return body
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise RequestError("The body ended early.", code=ErrorCode.INVALID_REQUEST)
+        pieces.append(message["body"])
+        size += len(message["body"])
+        if size > bytes_max:
+            raise _too_large(bytes_max)
+        if not message["more_body"]:
+            return b"".join(pieces)
+        message = await receive()
+
+
+def _too_large(bytes_max: int) -> RequestError:
+    return RequestError(f"The body is larger than {bytes_max} bytes.", code=ErrorCode.REQUEST_TOO_LARGE)
+
+
+def inference_routes(endpoints: dict[str, InferenceEndpoint]) -> list[Route]:
+    """A route for each path; plain ASGI endpoints, matched before anything else."""
+    return [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
+
+
+def models_router(authenticator: Authenticator, services: Services) -> APIRouter:
+    """``GET /v1/models`` and ``GET /v1/models/{id}``."""
+    router = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @router.get("", summary="List the models this credential may use")
+    async def list_models(request: Request) -> Response:
+        caller = await authenticator.authenticate(request.scope["headers"])
+        entries = [entry for entry in services.router.models() if caller.may_use(entry.id)]
+        return _json({"object": "list", "data": [_model(entry) for entry in entries]})
+
+    @router.get("/{model_id:path}", summary="One model")
+    async def get_model(request: Request, model_id: str) -> Response:
+        caller = await authenticator.authenticate(request.scope["headers"])
+        entry = next((entry for entry in services.router.models() if entry.id == model_id), None)
+        if entry is None:
+            if not caller.may_use(model_id):
+                raise _no_such_model()
+            target = services.router.resolve(model_id)[0]
+            entry = ModelEntry(model_id, target.provider.name)
+        if not caller.may_use(entry.id):
+            raise _no_such_model()
+        return _json(_model(entry))
+
+    return router
+
+
+def _no_such_model() -> RequestError:
+    return RequestError("There is no such model here.", code=ErrorCode.MODEL_NOT_FOUND, param="model")
+
+
+def _model(entry: ModelEntry) -> dict[str, object]:
+    return {"id": entry.id, "object": "model", "created": _LISTED_SINCE, "owned_by": entry.owned_by}
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,118 @@
+"""Usage records: what every exchange held, counted, was told, and was charged.
+
+A record travels inside the settlement's ledger row, so a charge and its record exist together or not at all. The
+stream of rows per account is the journal of its money; this room reads it back.
+"""
+
+import heapq
+from typing import Any
+
+import msgspec
+
+from gateway.limits import keys
+from gateway.limits.redis import RedisOwner
+
+_MOVED_BY_USE = frozenset((b"post", b"reap", b"trueup"))
+_SCAN_PAGE = 500
+
+
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One exchange. Tokens as the bill has them, amounts in µ$, times in ms.
+
+    ``outcome`` is complete, truncated, cancelled, cut or failed, with the ``reason`` where it has one. ``estimated``
+    says that tokens are our own count. ``counted_output`` is what was forwarded by our count, whoever was believed.
+    """
+
+    request_id: str
+    subject: str = ""
+    model: str = ""
+    target: str = ""
+    protocol: str = ""
+    stream: bool = False
+    outcome: str = "failed"
+    reason: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    counted_output: int = 0
+    estimated: bool = False
+    held: int = 0
+    cost: int = 0
+    first_token_ms: int = 0
+    duration_ms: int = 0
+    attempts: int = 1
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One ledger row that charged something, with its record. ``id`` is its place in the account's ledger."""
+
+    id: str
+    account: str
+    sid: str
+    kind: str
+    charged: int
+    absorbed: int
+    outcome: str
+    record: dict[str, Any]
+
+    @property
+    def time_ms(self) -> int:
+        """When it was posted, Unix time in ms by Redis's clock."""
+        return int(self.id.partition("-")[0])
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Rows, newest first; ``next`` is the cursor of the page that follows, ``None`` on the last."""
+
+    rows: list[Row]
+    next: str | None
+
+
+class Ledger:
+    """Reads ledgers. Methods may raise ``StoreUnavailable``."""
+
+    def __init__(self, redis: RedisOwner) -> None:
+        self._redis = redis
+
+    async def page(self, accounts: list[str], *, from_ms: int, to_ms: int, cursor: str | None, count: int) -> Page:
+        """The newest ``count`` rows of these accounts between two times; ``cursor`` continues an earlier page."""
+        newest = f"({cursor}" if cursor else str(to_ms)
+        per_account = [await self._rows(account, newest, str(from_ms), count + 1) for account in accounts]
+        rows = list(heapq.merge(*per_account, key=_order, reverse=True))[: count + 1]
+        return Page(rows[:count], rows[count - 1].id if len(rows) > count else None)
+
+    async def _rows(self, account: str, newest: str, oldest: str, count: int) -> list[Row]:
+        rows: list[Row] = []
+        while len(rows) < count:
+            entries = await self._redis.call(
+                "XREVRANGE", keys.ledger(account), newest, oldest, "COUNT", min(count, _SCAN_PAGE)
+            )
+            rows += [row for entry in entries if (row := _row(account, entry)) is not None]
+            if len(entries) < min(count, _SCAN_PAGE):
+                break
+            newest = f"({entries[-1][0].decode()}"
+        return rows[:count]
+
+
+def _order(row: Row) -> tuple[int, int]:
+    milliseconds, _, sequence = row.id.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _row(account: str, entry: Any) -> Row | None:
+    identity, flat = entry
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    if fields[b"op"] not in _MOVED_BY_USE:
+        return None
+    return Row(
+        id=identity.decode(),
+        account=account,
+        sid=fields[b"sid"].decode(),
+        kind=fields[b"op"].decode(),
+        charged=int(fields[b"d"]),
+        absorbed=int(fields[b"o"]),
+        outcome=fields[b"out"].decode(),
+        record=msgspec.json.decode(fields[b"rec"]),
+    )

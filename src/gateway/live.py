@@ -1,0 +1,72 @@
+"""The exchanges that run in this process: their common clock, and their end when the process has to go.
+
+One coarse timer serves every stream (heartbeats, deadlines, lease renewals), so that none needs timers of its own.
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+TICK_S = 0.25
+
+
+class Running(Protocol):
+    """What the registry needs of an exchange."""
+
+    def tick(self, now: float) -> None:
+        """Look at the clock; ``now`` is monotonic."""
+        ...
+
+    def drain(self) -> None:
+        """Come to an end: the process stops."""
+        ...
+
+
+class LiveExchanges:
+    """Every exchange of this process."""
+
+    def __init__(self) -> None:
+        self._running: set[Running] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.is_draining = False
+        self.now = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def add(self, exchange: Running) -> None:
+        """An exchange begins."""
+        self._running.add(exchange)
+        self._empty.clear()
+
+    def discard(self, exchange: Running) -> None:
+        """An exchange ended."""
+        self._running.discard(exchange)
+        if not self._running:
+            self._empty.set()
+
+    async def run(self) -> None:
+        """The clock; a task root."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.now = time.monotonic()
+            for exchange in tuple(self._running):
+                exchange.tick(self.now)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new exchanges, let those that run finish for ``grace_s``, then end them and wait until they have."""
+        self.is_draining = True
+        if await self._emptied(grace_s):
+            return
+        for exchange in tuple(self._running):
+            exchange.drain()
+        await self._emptied(10.0)
+
+    async def _emptied(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True

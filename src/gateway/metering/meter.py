@@ -1,0 +1,109 @@
+"""What one stream has cost so far and what its next frame would add. Plain arithmetic: no I/O, no clock."""
+
+import msgspec
+
+from gateway.canonical.events import (
+    Frame,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStart,
+    UsageReport,
+)
+from gateway.canonical.usage import Usage
+from gateway.metering.prices import PriceSchedule, microusd
+from gateway.metering.tokens import TokenCounter
+
+# A provider's figure beyond these is not believed; no model reads or writes as much in one exchange.
+_INPUT_TOKENS_MAX = 20_000_000
+_OUTPUT_TOKENS_MAX = 5_000_000
+
+
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a meter. ``estimated`` says that the tokens are our count, not the provider's."""
+
+    usage: Usage
+    cost_microusd: int
+    estimated: bool
+
+
+class Meter:
+    """Counts what is forwarded. ``input`` and ``output`` are tokens."""
+
+    __slots__ = ("_base_picousd", "_count", "_output_picousd", "_schedule", "input", "output", "reported")
+
+    def __init__(self, schedule: PriceSchedule, count: TokenCounter, input_tokens: int) -> None:
+        self._schedule = schedule
+        self._count = count
+        self.output = 0
+        self.reported: Usage | None = None
+        self._set_input(Usage(input=input_tokens))
+
+    def _set_input(self, usage: Usage) -> None:
+        price = self._schedule.at(usage.input)
+        self.input = usage.input
+        self._output_picousd = price.output
+        self._base_picousd = price.cost_picousd(
+            Usage(input=usage.input, cache_read=usage.cache_read, cache_write=usage.cache_write)
+        )
+
+    def weigh(self, frame: Frame) -> int:
+        """The output tokens that a frame carries."""
+        tokens = 0
+        for event in frame.events:
+            kind = type(event)
+            if kind is TextDelta or kind is ReasoningDelta or kind is RefusalDelta:
+                text: str = event.text  # type: ignore[attr-defined]
+                if text:
+                    tokens += self._count(text)
+            elif kind is ToolCallDelta:
+                tokens += self._count(event.arguments)  # type: ignore[attr-defined]
+            elif kind is ToolCallStart:
+                tokens += self._count(event.name)  # type: ignore[attr-defined]
+            elif kind is UsageReport:
+                self._take_report(event.usage)  # type: ignore[attr-defined]
+        return tokens
+
+    def _take_report(self, usage: Usage) -> None:
+        if not _is_plausible(usage):
+            return
+        self.reported = usage
+        if usage.input:
+            self._set_input(usage)
+
+    def cost_with(self, tokens: int) -> int:
+        """What the stream will have cost, in µ$, once ``tokens`` more are forwarded."""
+        return -(-(self._base_picousd + (self.output + tokens) * self._output_picousd) // 1_000_000)
+
+    def forwarded(self, tokens: int) -> None:
+        """These tokens went to the client."""
+        self.output += tokens
+
+    @property
+    def counted(self) -> Usage:
+        """Our own count: the provider's input where it named one, and what was forwarded."""
+        known = self.reported
+        if known is None:
+            return Usage(input=self.input, output=self.output)
+        return Usage(input=self.input, output=self.output, cache_read=known.cache_read, cache_write=known.cache_write)
+
+    def bill(self, *, complete: bool) -> Bill:
+        """What the stream cost: by the provider's figure where it ran to its end and reported one, else by ours."""
+        if complete and self.reported is not None:
+            usage, estimated = self.reported, False
+        else:
+            usage, estimated = self.counted, True
+        cost = microusd(self._schedule.at(usage.input).cost_picousd(usage))
+        return Bill(usage=usage, cost_microusd=cost, estimated=estimated)
+
+
+def _is_plausible(usage: Usage) -> bool:
+    parts = (usage.input, usage.output, usage.cache_read, usage.cache_write, usage.reasoning)
+    return (
+        min(parts) >= 0
+        and usage.input <= _INPUT_TOKENS_MAX
+        and usage.output <= _OUTPUT_TOKENS_MAX
+        and usage.cache_read + usage.cache_write <= usage.input
+        and usage.reasoning <= usage.output
+    )

@@ -1,0 +1,142 @@
+"""Prices: what the operator wrote, else the price book's, else the model has none.
+
+The price book is the data that ships with the ``genai-prices`` package; nothing is fetched at run time.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal
+
+import msgspec
+from genai_prices import data_snapshot
+from genai_prices.types import ModelPrice, Tier, TieredPrices
+
+from gateway.canonical.usage import Usage
+
+_PICOUSD_PER_MICROUSD = 1_000_000
+_MICROUSD_PER_USD = 1_000_000
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """Pico-USD (10⁻¹² USD) per token of each kind; ``request`` in pico-USD per request.
+
+    ``None`` for a kind means that it costs what ordinary input (or output, for reasoning) costs.
+    """
+
+    input: int
+    output: int
+    cache_read: int | None = None
+    cache_write: int | None = None
+    reasoning: int | None = None
+    request: int = 0
+
+    def cost_picousd(self, usage: Usage) -> int:
+        """What this usage costs, exactly."""
+        fresh = max(usage.input - usage.cache_read - usage.cache_write, 0)
+        said = max(usage.output - usage.reasoning, 0)
+        return (
+            self.request
+            + fresh * self.input
+            + usage.cache_read * (self.input if self.cache_read is None else self.cache_read)
+            + usage.cache_write * (self.input if self.cache_write is None else self.cache_write)
+            + said * self.output
+            + usage.reasoning * (self.output if self.reasoning is None else self.reasoning)
+        )
+
+
+class PriceSchedule(msgspec.Struct, frozen=True):
+    """A model's prices; some charge all tokens of a long prompt more.
+
+    ``tiers`` lists (input tokens from which it applies, price), ascending.
+    """
+
+    base: Price
+    tiers: tuple[tuple[int, Price], ...] = ()
+
+    def at(self, input_tokens: int) -> Price:
+        """The price of a request with this much input."""
+        price = self.base
+        for start, tier in self.tiers:
+            if input_tokens >= start:
+                price = tier
+        return price
+
+
+FREE = PriceSchedule(Price(input=0, output=0))
+
+
+def microusd(picousd: int) -> int:
+    """Pico-USD as micro-USD, rounded up: the one rounding of a stream."""
+    return -(-picousd // _PICOUSD_PER_MICROUSD)
+
+
+def picousd_per_token(usd_per_million: Decimal) -> int:
+    """USD per million tokens as pico-USD per token, rounded up below the sixth decimal place."""
+    return int((usd_per_million * 1_000_000).to_integral_value(ROUND_CEILING))
+
+
+def usd_string(amount_microusd: int) -> str:
+    """Micro-USD as a decimal string with six places, e.g. ``"12.345678"``."""
+    sign = "-" if amount_microusd < 0 else ""
+    whole, fraction = divmod(abs(amount_microusd), _MICROUSD_PER_USD)
+    return f"{sign}{whole}.{fraction:06d}"
+
+
+def microusd_of(amount_usd: Decimal) -> int:
+    """A decimal amount in USD as micro-USD; raises ``ValueError`` where it has more than six decimal places."""
+    amount = amount_usd * _MICROUSD_PER_USD
+    if amount != amount.to_integral_value():
+        raise ValueError("amounts have at most six decimal places")
+    return int(amount)
+
+
+class PriceBook:
+    """Looks a model's price up: the operator's word first, the shipped book second."""
+
+    def __init__(self, own: Mapping[str, PriceSchedule], *, free_if_unpriced: bool = False) -> None:
+        """``own`` maps ``provider/model`` or ``provider/*`` to a price."""
+        self._own = dict(own)
+        self._free_if_unpriced = free_if_unpriced
+        self._found: dict[tuple[str, str], PriceSchedule | None] = {}
+
+    def find(self, provider: str, model: str, *, vendor: str | None = None) -> PriceSchedule | None:
+        """The price of a provider's model, or ``None``; ``vendor`` is the book's name for the provider."""
+        own = self._own.get(f"{provider}/{model}") or self._own.get(f"{provider}/*")
+        if own is not None:
+            return own
+        key = (vendor or provider, model)
+        if key not in self._found:
+            if len(self._found) >= 4096:
+                self._found.clear()
+            self._found[key] = _from_book(*key)
+        return self._found[key] or (FREE if self._free_if_unpriced else None)
+
+
+def _from_book(vendor: str, model: str) -> PriceSchedule | None:
+    try:
+        _, found = data_snapshot.get_snapshot().find_provider_model(model, None, vendor, None)
+    except LookupError:
+        return None
+    prices = found.get_prices(datetime.now(tz=UTC))
+    if prices.input_mtok is None or prices.output_mtok is None:
+        return None
+    starts = sorted({tier.start for kind in _KINDS for tier in _tiers(getattr(prices, kind))})
+    return PriceSchedule(_price_at(prices, 0), tuple((start, _price_at(prices, start)) for start in starts))
+
+
+_KINDS = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok")
+
+
+def _tiers(price: object) -> list[Tier]:
+    return list(price.tiers) if isinstance(price, TieredPrices) else []
+
+
+def _price_at(prices: ModelPrice, input_tokens: int) -> Price:
+    rates: list[int | None] = []
+    for kind in _KINDS:
+        rate = getattr(prices, kind)
+        if isinstance(rate, TieredPrices):
+            applicable = [tier.price for tier in rate.tiers if input_tokens >= tier.start]
+            rate = applicable[-1] if applicable else rate.base
+        rates.append(None if rate is None else picousd_per_token(rate))
+    return Price(input=rates[0] or 0, output=rates[1] or 0, cache_read=rates[2], cache_write=rates[3])

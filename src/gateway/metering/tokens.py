@@ -1,0 +1,95 @@
+"""How many tokens a text is.
+
+Exact for the models whose tokenizer is known (``o200k``, ``cl100k``, compiled, nothing fetched). For others ``o200k``
+is the estimate that running streams are metered with; the provider's own figure settles them. Where the compiled
+tokenizer does not exist for the platform, the safe bound is used: no tokenizer makes more tokens than UTF-8 bytes.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import msgspec
+
+from gateway.canonical.request import Audio, Document, Image, Message, Part, Reasoning, Request, ToolCall, ToolResult
+
+try:
+    from rs_bpe import openai as _bpe
+except ImportError:  # no wheel for this platform
+    _bpe = None
+
+TokenCounter: TypeAlias = Callable[[str], int]
+
+# Where a request's text is longer than this, counting it would hold up every other stream.
+_INLINE_CHARACTERS_MAX = 65_536
+
+_PER_MESSAGE = 4
+_PER_REQUEST = 3
+# The most that the large vendors charge for one picture they scale down themselves (Anthropic: about 1,600).
+_PER_IMAGE = 1_600
+_BYTES_PER_TOKEN_OF_FILE = 4
+
+
+def count_bytes(text: str) -> int:
+    """The bound that holds for every tokenizer."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def counter(tokenizer: str = "o200k") -> TokenCounter:
+    """A counter for a tokenizer by name: ``o200k``, ``cl100k`` or ``bytes``."""
+    if _bpe is None or tokenizer == "bytes":
+        return count_bytes
+    encoding = _bpe.cl100k_base() if tokenizer == "cl100k" else _bpe.o200k_base()
+    count: TokenCounter = encoding.count
+    return count
+
+
+async def count_input(request: Request, count: TokenCounter) -> int:
+    """Tokens of everything a request sends to the model, as far as it can be known before the provider says."""
+    texts = list(_texts(request))
+    fixed = _PER_REQUEST + _PER_MESSAGE * len(request.messages) + sum(map(_attachments, request.messages))
+    if sum(map(len, texts)) <= _INLINE_CHARACTERS_MAX:
+        return fixed + _count_all(texts, count)
+    return fixed + await asyncio.to_thread(_count_all, texts, count)
+
+
+def _count_all(texts: list[str], count: TokenCounter) -> int:
+    return sum(map(count, texts))
+
+
+def _texts(request: Request) -> Iterable[str]:
+    for message in request.messages:
+        for part in message.parts:
+            yield from _part_texts(part)
+    for tool in request.tools:
+        yield msgspec.json.encode(tool).decode()
+    if request.json_schema is not None and request.json_schema.schema is not None:
+        yield msgspec.json.encode(request.json_schema.schema).decode()
+
+
+def _part_texts(part: Part) -> Iterable[str]:
+    match part:
+        case ToolCall():
+            yield part.name
+            yield part.arguments
+        case ToolResult():
+            for inner in part.content:
+                yield from _part_texts(inner)
+        case Reasoning():
+            yield part.text or part.redacted
+        case Image() | Document() | Audio():
+            return
+        case _:
+            yield getattr(part, "text", "")
+
+
+def _attachments(message: Message) -> int:
+    tokens = 0
+    for part in message.parts:
+        inner = part.content if isinstance(part, ToolResult) else (part,)
+        for item in inner:
+            if isinstance(item, Image):
+                tokens += _PER_IMAGE
+            elif isinstance(item, Document | Audio):
+                tokens += len(item.data or "") // _BYTES_PER_TOKEN_OF_FILE
+    return tokens

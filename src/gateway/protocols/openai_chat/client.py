@@ -1,0 +1,346 @@
+"""Chat Completions towards providers: OpenAI itself and everything that calls itself compatible.
+
+A chunk that official clients read without trouble passes as it is. One with a quirk (a role on every chunk, usage
+beside choices, a tool call without an index …) loses its raw bytes here, and the encoder writes a clean one instead.
+"""
+
+import re
+import time
+from typing import Any
+
+import msgspec
+
+from gateway.canonical.errors import (
+    ErrorCode,
+    ProviderError,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRejected,
+    ProviderTimeout,
+    ProviderUnavailable,
+    StreamTruncated,
+)
+from gateway.canonical.events import (
+    Event,
+    Failure,
+    Finish,
+    FinishReason,
+    Frame,
+    MessageStart,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    Unified,
+    UsageReport,
+)
+from gateway.canonical.request import Request
+from gateway.canonical.usage import Usage
+from gateway.protocols.openai_chat import NAME, outgoing
+from gateway.protocols.openai_chat.shapes import Chunk, ChunkChoice, ChunkUsage, Delta, ToolCallChunk
+from gateway.protocols.sse import EventTooLarge, SseDecoder, encode_data
+
+_CHUNK = msgspec.json.Decoder(Chunk, strict=False)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+_FINISH = {
+    "stop": Unified.STOP,
+    "length": Unified.LENGTH,
+    "tool_calls": Unified.TOOL_CALLS,
+    "function_call": Unified.TOOL_CALLS,
+    "content_filter": Unified.CONTENT_FILTER,
+    "error": Unified.ERROR,
+}
+
+
+class OpenAiChatClient:
+    """The client role of Chat Completions."""
+
+    name = NAME
+
+    def encode_request(self, request: Request, model: str) -> bytes:
+        """The client's own body where it is of this format, else the canonical request."""
+        if request.format == NAME:
+            return outgoing.forward(request, model)
+        return outgoing.encode(request, model)
+
+    def decoder(self, provider: str) -> "ChatDecoder":
+        """A decoder for one stream."""
+        return ChatDecoder(provider)
+
+    def decode_response(self, body: bytes, provider: str) -> list[Frame]:
+        """A whole answer, read as if it had come in one chunk."""
+        decoder = ChatDecoder(provider)
+        return [*decoder.take(body, whole=True), *decoder.end_of_bytes()]
+
+    def decode_error(self, status: int, body: bytes, provider: str) -> ProviderError:
+        """An error answer; vendors put theirs under ``error``, ``detail`` or nothing at all."""
+        try:
+            answer = _OBJECT.decode(body)
+        except msgspec.MsgspecError:
+            answer = {}
+        return provider_error(status, answer.get("error", answer.get("detail")), provider)
+
+
+class _ToolCalls:
+    """The calls of one choice: which vendor key stands for which dense index."""
+
+    __slots__ = ("_by_key", "_ids", "current")
+
+    def __init__(self) -> None:
+        self._by_key: dict[object, int] = {}
+        self._ids: list[str] = []
+        self.current = -1
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def locate(self, call: ToolCallChunk) -> tuple[int, bool]:
+        """The dense index of a fragment, and whether it opens a call.
+
+        By index where there is one, else by id, else it belongs to the latest call. Some servers give every call the
+        index 0: a new id under a known index opens a new call.
+        """
+        identity = "" if call.id is None else str(call.id)
+        key: object = call.index if call.index is not None else (identity or None)
+        known = self._by_key.get(key) if key is not None else (self.current if self.current >= 0 else None)
+        if known is not None and not (identity and self._ids[known] and self._ids[known] != identity):
+            self.current = known
+            return known, False
+        index = len(self._ids)
+        self._ids.append(identity)
+        self._by_key[key] = index
+        self.current = index
+        return index, True
+
+
+class ChatDecoder:
+    """Bytes of one stream to frames."""
+
+    __slots__ = ("_calls", "_finished", "_provider", "_roles", "_sse", "_started", "_usage_raw", "is_done")
+
+    def __init__(self, provider: str) -> None:
+        self.is_done = False
+        self._provider = provider
+        self._sse = SseDecoder()
+        self._started = False
+        self._roles: set[int] = set()
+        self._calls: dict[int, _ToolCalls] = {}
+        self._finished: set[int] = set()
+        self._usage_raw: dict[str, Any] | None = None
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """Frames that these bytes complete."""
+        try:
+            events = self._sse.feed(chunk)
+        except EventTooLarge:
+            return [self._broken("an event larger than the gateway accepts")]
+        frames: list[Frame] = []
+        for event in events:
+            if event.data.startswith(b"[DONE]"):
+                self.is_done = True
+            elif event.data and not self.is_done:
+                frames += self.take(event.data)
+        return frames
+
+    def end_of_bytes(self) -> list[Frame]:
+        """What was left. An end without ``[DONE]`` is accepted from a stream whose every choice had finished."""
+        frames: list[Frame] = []
+        for event in self._sse.flush():
+            if event.data.startswith(b"[DONE]"):
+                self.is_done = True
+            elif event.data and not self.is_done:
+                frames += self.take(event.data)
+        if not self.is_done and not (self._finished and self._finished >= self._roles):
+            error = StreamTruncated("The provider's stream ended before it was complete.", provider=self._provider)
+            frames.append(Frame((Failure(error),)))
+        return frames
+
+    def _broken(self, what: str) -> Frame:
+        return Frame((Failure(ProviderProtocolError(f"The provider sent {what}.", provider=self._provider)),))
+
+    def take(self, payload: bytes, *, whole: bool = False) -> list[Frame]:
+        """The frames of one payload; ``whole`` for an answer that is not a chunk."""
+        try:
+            chunk = _CHUNK.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return [self._broken("a chunk that is not of its format")]
+        if chunk.error:
+            return [Frame((Failure(provider_error(None, chunk.error, self._provider)),))]
+        events: list[Event] = []
+        is_clean = not whole
+        if not self._started:
+            self._started = True
+            events.append(MessageStart(str(chunk.id or ""), chunk.model or "", int(chunk.created or time.time())))
+        choices = chunk.choices or []
+        for choice in choices:
+            is_clean &= self._take_choice(choice, events)
+        if chunk.usage is not None:
+            is_clean &= not choices
+            events.append(UsageReport(_usage(chunk.usage, payload)))
+        return [Frame(tuple(events), encode_data(payload) if is_clean else None)]
+
+    def _take_choice(self, choice: ChunkChoice, events: list[Event]) -> bool:
+        """Append the choice's events; returns whether official clients can read it as it is."""
+        delta = choice.delta or choice.message
+        index = choice.index
+        is_first = index not in self._roles
+        if is_first:
+            self._roles.add(index)
+        if index in self._finished:
+            return False
+        is_clean = True
+        if delta is not None:
+            is_clean = not (delta.role and not is_first)
+            is_clean &= self._take_delta(delta, index, events)
+        if choice.finish_reason is None:
+            return is_clean
+        return self._take_finish(choice.finish_reason, index, events) and is_clean
+
+    def _take_delta(self, delta: Delta, index: int, events: list[Event]) -> bool:
+        is_clean = True
+        reasoning = delta.reasoning_content or delta.reasoning
+        if reasoning:
+            events.append(ReasoningDelta(reasoning, index))
+        content = delta.content
+        if type(content) is str:
+            if content:
+                events.append(TextDelta(content, index))
+        elif content:
+            events += _part_events(content, index)  # type: ignore[arg-type]
+            is_clean = False
+        if delta.refusal:
+            events.append(RefusalDelta(delta.refusal, index))
+        if delta.tool_calls:
+            for call in delta.tool_calls:
+                is_clean &= self._take_call(call, index, events)
+        elif delta.function_call is not None:
+            self._take_call(ToolCallChunk(0, None, delta.function_call), index, events)
+        return is_clean
+
+    def _take_call(self, call: ToolCallChunk, choice: int, events: list[Event]) -> bool:
+        calls = self._calls.setdefault(choice, _ToolCalls())
+        index, is_new = calls.locate(call)
+        function = call.function
+        name = (function.name if function is not None else None) or ""
+        arguments = function.arguments if function is not None else None
+        is_clean = call.index == index and not isinstance(arguments, dict)
+        if is_new:
+            identity = str(call.id) if call.id else f"call_{choice}_{index}"
+            is_clean &= isinstance(call.id, str) and bool(call.id)
+            events.append(ToolCallStart(index, identity, name, choice))
+        else:
+            is_clean &= call.id is None and not name
+        if isinstance(arguments, dict):
+            arguments = msgspec.json.encode(arguments).decode()
+        if arguments:
+            events.append(ToolCallDelta(index, arguments, choice))
+        return is_clean
+
+    def _take_finish(self, reason: str, index: int, events: list[Event]) -> bool:
+        if not reason:
+            return False
+        self._finished.add(index)
+        calls = self._calls.get(index)
+        unified = _FINISH.get(reason, Unified.OTHER)
+        if calls is not None:
+            events += [ToolCallEnd(i, index) for i in range(len(calls))]
+        # Some servers say "stop" after tool calls; an agent that trusts them would never run the tools.
+        is_clean = True
+        if calls and unified is Unified.STOP:
+            unified, reason, is_clean = Unified.TOOL_CALLS, "tool_calls", False
+        events.append(Finish(FinishReason(unified, reason), index))
+        return is_clean
+
+
+def _part_events(parts: list[dict[str, Any]], choice: int) -> list[Event]:
+    """Content in parts, as Mistral sends it: text, and thinking that holds parts of its own."""
+    events: list[Event] = []
+    for part in parts:
+        if part.get("type") == "thinking":
+            inner = part.get("thinking")
+            texts = [piece.get("text", "") for piece in inner] if isinstance(inner, list) else [str(inner or "")]
+            events += [ReasoningDelta(str(text), choice) for text in texts if text]
+        elif isinstance(part.get("text"), str):
+            events.append(TextDelta(part["text"], choice))
+    return events
+
+
+def _usage(usage: ChunkUsage, payload: bytes) -> Usage:
+    """Totals by our reading. xAI leaves reasoning out of ``completion_tokens``; its ``total_tokens`` gives it away."""
+    prompt, output = usage.prompt_tokens or 0, usage.completion_tokens or 0
+    details = usage.prompt_tokens_details
+    cache_read = (details.cached_tokens if details else None) or usage.prompt_cache_hit_tokens or 0
+    cache_write = (details.cache_write_tokens if details else None) or 0
+    reasoning = (usage.completion_tokens_details and usage.completion_tokens_details.reasoning_tokens) or 0
+    if reasoning and usage.total_tokens == prompt + output + reasoning:
+        output += reasoning
+    return Usage(
+        input=prompt,
+        output=output,
+        cache_read=cache_read,
+        cache_write=cache_write,
+        reasoning=reasoning,
+        raw=_OBJECT.decode(payload).get("usage"),
+    )
+
+
+_SECRET = re.compile(r"\b(?:sk|gsk|xai|key|pk)[-_][A-Za-z0-9*_-]{6,}|https?://[^\s\"')]+|\borg-[A-Za-z0-9]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_MESSAGE_MAX = 500
+
+_STATUS_BY_CODE = {
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "slow_down": 429,
+    "server_is_overloaded": 503,
+    "server_error": 500,
+    "overloaded": 503,
+    "timeout": 504,
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "tool_use_failed": 400,
+}
+
+
+def provider_error(status: int | None, error: Any, provider: str) -> ProviderError:
+    """A vendor's error object as ours. Within a stream there is no status, and its code or type stands for one."""
+    fields = error if isinstance(error, dict) else {"message": error}
+    if status is None:
+        codes = (fields.get("code"), fields.get("type"))
+        status = next((code for code in codes if isinstance(code, int) and 400 <= code < 600), None) or next(
+            (_STATUS_BY_CODE[str(code)] for code in codes if str(code) in _STATUS_BY_CODE), 500
+        )
+    message = _clean(fields.get("message"))
+    match status:
+        case 401 | 402 | 403:
+            # The gateway's own credential: not the client's fault, and none of its business.
+            return ProviderUnavailable(
+                "The provider refused the gateway's own credential or account.", provider=provider, status=status
+            )
+        case 429:
+            return ProviderRateLimited("The provider's rate limit is reached.", provider=provider, status=status)
+        case 408 | 504:
+            return ProviderTimeout("The provider timed out.", provider=provider, status=status)
+        case _ if status >= 500:
+            return ProviderUnavailable(f"The provider failed with status {status}.", provider=provider, status=status)
+        case 404:
+            return ProviderRejected(
+                message or "The provider does not know this model.",
+                provider=provider,
+                status=status,
+                code=ErrorCode.MODEL_NOT_FOUND,
+            )
+        case _:
+            return ProviderRejected(
+                message or f"The provider rejected the request with status {status}.", provider=provider, status=status
+            )
+
+
+def _clean(message: Any) -> str:
+    if not isinstance(message, str):
+        return ""
+    return _SECRET.sub("***", _CONTROL.sub(" ", message))[:_MESSAGE_MAX].strip()

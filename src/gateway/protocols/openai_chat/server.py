@@ -1,0 +1,270 @@
+"""Chat Completions towards clients: chunks, whole answers, errors.
+
+Official clients concatenate what they are sent: the role goes out once per choice, a call's id and name once per call,
+usage last and only on request, and the stream ends with exactly ``data: [DONE]`` (none after an error).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.canonical.errors import ErrorCode, GatewayError
+from gateway.canonical.events import (
+    Event,
+    Finish,
+    Frame,
+    MessageStart,
+    ReasoningDelta,
+    ReasoningEnd,
+    RedactedReasoning,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStart,
+    Unified,
+    UsageReport,
+)
+from gateway.canonical.request import Request
+from gateway.canonical.usage import Usage
+from gateway.protocols.openai_chat import NAME, incoming
+from gateway.protocols.openai_chat.collect import Answer
+from gateway.protocols.sse import encode_data
+from gateway.protocols.wire import STREAM_HEADERS, Cut, Encoder, Reply, StreamMeta, json_reply, retry_headers
+
+_DONE = b"data: [DONE]\n\n"
+_CHUNK = "chat.completion.chunk"
+
+_FINISH = {
+    Unified.STOP: "stop",
+    Unified.LENGTH: "length",
+    Unified.TOOL_CALLS: "tool_calls",
+    Unified.CONTENT_FILTER: "content_filter",
+    Unified.ERROR: "stop",
+    Unified.OTHER: "stop",
+}
+
+
+class OpenAiChatServer:
+    """The server role of Chat Completions."""
+
+    name = NAME
+
+    def decode_request(self, body: bytes, query: Mapping[str, str]) -> Request:
+        """The query has no meaning here."""
+        return incoming.decode(body)
+
+    def encoder(self, request: Request, meta: StreamMeta) -> Encoder:
+        """Chunks where the client streams, else one whole answer."""
+        chunks = ChunkEncoder(meta, include_usage=request.include_usage or not request.stream)
+        return chunks if request.stream else AnswerEncoder(chunks)
+
+    def encode_error(self, error: GatewayError) -> Reply:
+        """OpenAI's envelope; SDKs choose their error class by the status and read ``code``."""
+        return json_reply(error.code.http_status, {"error": _error(error)}, retry_headers(error))
+
+
+def _error(error: GatewayError) -> dict[str, Any]:
+    return {"message": error.message, "type": _error_type(error.code), "param": error.param, "code": error.code.value}
+
+
+def _error_type(code: ErrorCode) -> str:
+    match code:
+        case ErrorCode.CREDITS_EXHAUSTED:
+            return "insufficient_quota"
+        case ErrorCode.RATE_LIMIT_EXCEEDED | ErrorCode.CONCURRENCY_LIMIT_EXCEEDED | ErrorCode.PROVIDER_RATE_LIMITED:
+            return "rate_limit_error"
+        case ErrorCode.CREDIT_STORE_UNAVAILABLE | ErrorCode.IDENTITY_UNAVAILABLE | ErrorCode.DRAINING:
+            return "service_unavailable_error"
+        case _:
+            return "invalid_request_error" if code.http_status < 500 else "server_error"
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Usage as Chat Completions spells it; the provider's own object where it is of this format."""
+    if usage.raw is not None and "prompt_tokens" in usage.raw and "completion_tokens" in usage.raw:
+        return usage.raw
+    details = {"cached_tokens": usage.cache_read}
+    if usage.cache_write:
+        details["cache_write_tokens"] = usage.cache_write
+    return {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": details,
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+
+
+class _ReasoningBlock:
+    """A block of reasoning that is being shown; kept whole, since its signature belongs to the whole."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+
+class ChunkEncoder:
+    """One stream of chunks."""
+
+    headers = ((b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS)
+    heartbeat = b": keep-alive\n\n"
+
+    def __init__(self, meta: StreamMeta, *, include_usage: bool) -> None:
+        self._is_native = meta.wire == NAME
+        self._include_usage = include_usage
+        self._usage_sent = False
+        self._id = f"chatcmpl-{meta.request_id}"
+        self._created = meta.created
+        self._model = ""
+        self._started: set[int] = set()
+        self._finished: set[int] = set()
+        self._blocks: dict[int, _ReasoningBlock] = {}
+        self._details = 0
+
+    def encode(self, frame: Frame) -> bytes:
+        """The provider's own frame where it can pass, else chunks of our own."""
+        raw = frame.raw
+        if raw is None or not self._is_native:
+            return b"".join([self._encode_event(event) for event in frame.events])
+        for event in frame.events:
+            kind = type(event)
+            if kind is TextDelta:
+                continue
+            if kind is UsageReport:
+                if not self._include_usage:
+                    return b""
+                self._usage_sent = True
+            else:
+                self._follow(event)
+        return raw
+
+    def _follow(self, event: Event) -> None:
+        if isinstance(event, MessageStart):
+            self._id = event.id or self._id
+            self._model = event.model
+            self._created = event.created
+            self._started.add(0)
+        elif isinstance(event, Finish):
+            self._finished.add(event.choice)
+
+    def _encode_event(self, event: Event) -> bytes:
+        match event:
+            case MessageStart():
+                self._follow(event)
+                self._started.clear()
+                return self._open(0)
+            case TextDelta(text, choice):
+                return self._delta(choice, {"content": text})
+            case ReasoningDelta(text, choice):
+                self._blocks.setdefault(choice, _ReasoningBlock()).texts.append(text)
+                return self._delta(choice, {"reasoning_content": text})
+            case ReasoningEnd(signature, choice):
+                return self._end_reasoning(signature, choice)
+            case RedactedReasoning(data, choice):
+                return self._detail(choice, {"type": "reasoning.encrypted", "data": data})
+            case RefusalDelta(text, choice):
+                return self._delta(choice, {"refusal": text})
+            case ToolCallStart(index, identity, name, choice):
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": identity, "type": "function", "function": function}
+                return self._delta(choice, {"tool_calls": [call]})
+            case ToolCallDelta(index, arguments, choice):
+                return self._delta(choice, {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
+            case Finish(reason, choice):
+                opened = self._open(choice)
+                self._finished.add(choice)
+                return opened + self._chunk([_choice(choice, {}, _FINISH[reason.unified])])
+            case _:
+                return b""
+
+    def _open(self, choice: int) -> bytes:
+        if choice in self._started:
+            return b""
+        self._started.add(choice)
+        return self._chunk([_choice(choice, {"role": "assistant", "content": "", "refusal": None})])
+
+    def _delta(self, choice: int, delta: dict[str, Any]) -> bytes:
+        return self._open(choice) + self._chunk([_choice(choice, delta)])
+
+    def _end_reasoning(self, signature: str, choice: int) -> bytes:
+        block = self._blocks.pop(choice, None)
+        if not signature:
+            return b""
+        text = "".join(block.texts) if block is not None else ""
+        return self._detail(choice, {"type": "reasoning.text", "text": text, "signature": signature})
+
+    def _detail(self, choice: int, detail: dict[str, Any]) -> bytes:
+        """What a client must send back unchanged for the reasoning to be replayed to its provider."""
+        detail["index"] = self._details
+        self._details += 1
+        return self._delta(choice, {"reasoning_details": [detail]})
+
+    def _chunk(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        chunk = {
+            "id": self._id,
+            "object": _CHUNK,
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+            **extra,
+        }
+        if self._include_usage and "usage" not in extra:
+            chunk["usage"] = None
+        return encode_data(msgspec.json.encode(chunk))
+
+    def _usage_chunk(self, usage: Usage) -> bytes:
+        if not self._include_usage or self._usage_sent:
+            return b""
+        self._usage_sent = True
+        return self._chunk([], usage=usage_object(usage))
+
+    def end(self, usage: Usage) -> bytes:
+        """Usage where it was asked for and has not passed yet, and the terminator."""
+        return self._usage_chunk(usage) + _DONE
+
+    def cut(self, cut: Cut, usage: Usage) -> bytes:
+        """``finish_reason: length`` for every choice that is still open, with the reason beside it."""
+        note = {"outcome": "cut", "reason": cut.reason, "message": cut.message}
+        opened = b"" if self._started else self._open(0)
+        choices = [_choice(choice, {}, "length") for choice in sorted(self._started - self._finished)]
+        return opened + self._chunk(choices, x_gateway=note) + self.end(usage)
+
+    def fail(self, error: GatewayError) -> bytes:
+        """An error chunk; both official clients raise on it."""
+        return encode_data(msgspec.json.encode({"error": _error(error)}))
+
+
+def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+
+
+class AnswerEncoder:
+    """Collects the chunks of a stream into one whole answer."""
+
+    headers = ((b"content-type", b"application/json"),)
+    heartbeat = b""
+
+    def __init__(self, chunks: ChunkEncoder) -> None:
+        self._chunks = chunks
+        self._answer = Answer()
+
+    def encode(self, frame: Frame) -> bytes:
+        """Nothing reaches the client before the end."""
+        self._answer.take(self._chunks.encode(frame))
+        return b""
+
+    def end(self, usage: Usage) -> bytes:
+        """The whole answer."""
+        self._answer.take(self._chunks.end(usage))
+        return self._answer.encode()
+
+    def cut(self, cut: Cut, usage: Usage) -> bytes:
+        """What there is of the answer, marked as cut."""
+        self._answer.take(self._chunks.cut(cut, usage))
+        return self._answer.encode()
+
+    def fail(self, error: GatewayError) -> bytes:
+        """Not reached: nothing was sent, so an error still is an HTTP answer."""
+        return b""

@@ -1,0 +1,143 @@
+"""A provider that needs nothing: no network, no key, always the same answers.
+
+It lets a laptop without internet try every way a stream can go. Each piece it says is exactly one token of
+``o200k``, so that what a client counts is what the meter counts.
+"""
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+
+import msgspec
+
+from gateway.canonical.errors import ErrorCode, ProviderRejected, ProviderUnavailable
+from gateway.canonical.events import (
+    Batch,
+    Event,
+    Failure,
+    Finish,
+    FinishReason,
+    Frame,
+    MessageStart,
+    ReasoningDelta,
+    ReasoningEnd,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    Unified,
+    UsageReport,
+)
+from gateway.canonical.request import Request, Text, ToolResult
+from gateway.canonical.usage import Usage
+from gateway.providers.provider import Call, Timeouts
+
+_ANSWER = (
+    "Hello from the demo model . Every word you see was paid for before it was sent : the gateway held credit , "
+    "counted this token , and only then let it pass . When the credit ends , so does the answer , in the middle of "
+    "a sentence if it must . Ask again with another model to see how it thinks , calls tools or fails ."
+)
+_THOUGHT = "The user wants to see some thinking . I will think for a moment and then answer ."
+_ENDLESS = "This is the song that does not end ; it goes on and on , my friend ."
+_AFTER_TOOL = "The tool has answered and so can I ."
+
+
+class _Model(msgspec.Struct, frozen=True):
+    delay_s: float
+    says: str = _ANSWER
+    thinks: str = ""
+    calls_tool: bool = False
+    fails: bool = False
+    endless: bool = False
+
+
+_MODELS = {
+    "fast": _Model(0.002),
+    "slow": _Model(0.2),
+    "reasoning": _Model(0.02, thinks=_THOUGHT),
+    "tool": _Model(0.02, calls_tool=True),
+    "error": _Model(0.02, fails=True),
+    "endless": _Model(0.02, says=_ENDLESS, endless=True),
+}
+
+
+class DemoProvider:
+    """The models ``fast``, ``slow``, ``reasoning``, ``tool``, ``error`` and ``endless``."""
+
+    name = "demo"
+    vendor = "demo"
+    wire: str | None = None
+    timeouts = Timeouts()
+    models = tuple(_MODELS)
+
+    async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
+        """The model's answer, a batch per token."""
+        model = _MODELS.get(call.model)
+        if model is None:
+            raise ProviderRejected(
+                f"The demo provider has no model of this name; it has {', '.join(_MODELS)}.",
+                provider=self.name,
+                code=ErrorCode.MODEL_NOT_FOUND,
+            )
+        yield Batch([Frame((MessageStart(uuid.uuid4().hex, call.model, int(time.time())),))])
+        said = 0
+        reason = FinishReason(Unified.STOP)
+        for event in _events(model, call.request):
+            if said == call.request.output_tokens_max:
+                reason = FinishReason(Unified.LENGTH)
+                break
+            if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+                said += 1
+                await asyncio.sleep(model.delay_s)
+            elif isinstance(event, ToolCallEnd):
+                reason = FinishReason(Unified.TOOL_CALLS)
+            yield Batch([Frame((event,))])
+            if isinstance(event, Failure):
+                return
+        usage = Usage(input=_input_tokens(call.request), output=said)
+        yield Batch([Frame((Finish(reason),)), Frame((UsageReport(usage),))], is_last=True)
+
+    async def aclose(self) -> None:
+        """Nothing to give up."""
+
+
+def _events(model: _Model, request: Request) -> Iterator[Event]:
+    if model.thinks:
+        yield from (ReasoningDelta(piece) for piece in _pieces(model.thinks))
+        yield ReasoningEnd("demo-signature")
+    if model.calls_tool and not _has_tool_result(request):
+        yield from _tool_call(request)
+        return
+    words = _pieces(_AFTER_TOOL if model.calls_tool else model.says)
+    if model.endless:
+        yield from (TextDelta(piece) for piece in itertools.cycle(words))
+    if model.fails:
+        words = words[:5]
+    yield from (TextDelta(piece) for piece in words)
+    if model.fails:
+        yield Failure(ProviderUnavailable("The demo provider fails on purpose.", provider="demo"))
+
+
+def _tool_call(request: Request) -> Iterator[Event]:
+    name = request.tools[0].name if request.tools else "get_weather"
+    yield ToolCallStart(0, f"call_{uuid.uuid4().hex[:24]}", name)
+    yield from (ToolCallDelta(0, fragment) for fragment in ('{"', "city", '":"', "Paris", '"}'))
+    yield ToolCallEnd(0)
+
+
+def _pieces(text: str) -> list[str]:
+    """Words with the space before them, except the first and before punctuation."""
+    words = text.split(" ")
+    return [words[0], *(word if word in ".,:;" else " " + word for word in words[1:])]
+
+
+def _has_tool_result(request: Request) -> bool:
+    return any(isinstance(part, ToolResult) for part in request.messages[-1].parts)
+
+
+def _input_tokens(request: Request) -> int:
+    """A plain rule, so that anyone can check it: four characters are a token."""
+    texts = (part.text for message in request.messages for part in message.parts if isinstance(part, Text))
+    return sum(len(text) for text in texts) // 4 + 3

@@ -1,0 +1,130 @@
+"""A provider reached over HTTP that speaks one of our wire formats."""
+
+import email.utils
+import time
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from gateway.canonical.errors import (
+    ErrorCode,
+    ProviderError,
+    ProviderProtocolError,
+    ProviderTimeout,
+    ProviderUnavailable,
+    RequestError,
+    StreamTruncated,
+)
+from gateway.canonical.events import Batch, Failure, Frame
+from gateway.protocols.wire import ClientRole, StreamDecoder
+from gateway.providers.provider import Call, Timeouts
+from gateway.providers.transport import Answer, ConnectTimeout, Post, Transport, TransportError
+
+_RETRY_AFTER_MAX_S = 3600.0
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how one provider is called. ``headers`` hold its credential."""
+
+    name: str
+    vendor: str
+    url: str
+    headers: dict[str, str]
+    timeouts: Timeouts = Timeouts()
+    models: tuple[str, ...] = ()
+
+
+class HttpProvider:
+    """Calls an ``Endpoint`` in a format."""
+
+    def __init__(self, endpoint: Endpoint, protocol: ClientRole, transport: Transport) -> None:
+        self.name = endpoint.name
+        self.vendor = endpoint.vendor
+        self.wire: str | None = protocol.name
+        self.timeouts = endpoint.timeouts
+        self._endpoint = endpoint
+        self._protocol = protocol
+        self._transport = transport
+        self._headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "gateway",
+            **endpoint.headers,
+        }
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models the configuration lists."""
+        return self._endpoint.models
+
+    async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
+        """The answer, one batch per read. An error after the first batch is a ``Failure`` event in the last one."""
+        answer = await self._open(call)
+        try:
+            if answer.content_type == "application/json":
+                frames = self._protocol.decode_response(await answer.read_all(), self.name)
+                yield Batch(frames, is_last=True)
+                return
+            decoder = self._protocol.decoder(self.name)
+            while not decoder.is_done:
+                batch = await self._next(answer, decoder)
+                yield batch
+                if batch.is_last and not decoder.is_done:
+                    return
+            await answer.finish()
+        finally:
+            answer.close()
+
+    async def _open(self, call: Call) -> Answer:
+        if call.request.untranslatable and call.request.format != self._protocol.name:
+            field = call.request.untranslatable[0]
+            raise RequestError(f"{field} cannot be sent to this model.", code=ErrorCode.UNSUPPORTED_VALUE, param=field)
+        body = self._protocol.encode_request(call.request, call.model)
+        post = Post(self._endpoint.url, self._headers, body, self.timeouts.connect_s)
+        try:
+            answer = await self._transport.post(post)
+        except ConnectTimeout:
+            raise ProviderTimeout("The provider did not accept a connection in time.", provider=self.name) from None
+        except TransportError:
+            raise ProviderUnavailable("The provider could not be reached.", provider=self.name) from None
+        if answer.status != 200:
+            raise await self._refused(answer)
+        if answer.content_type not in ("text/event-stream", "application/json"):
+            answer.close()
+            raise ProviderProtocolError("The provider answered with something other than a stream.", provider=self.name)
+        return answer
+
+    async def _refused(self, answer: Answer) -> ProviderError:
+        try:
+            error = self._protocol.decode_error(answer.status, await answer.read_error(), self.name)
+            error.retry_after_s = _retry_after_s(answer.retry_after)
+            return error
+        finally:
+            answer.close()
+
+    async def _next(self, answer: Answer, decoder: StreamDecoder) -> Batch:
+        try:
+            chunk = await answer.read()
+        except TransportError:
+            error = StreamTruncated("The provider's connection broke within the answer.", provider=self.name)
+            return Batch([Frame((Failure(error),))], is_last=True)
+        if chunk:
+            return Batch(decoder.feed(chunk), decoder.is_done)
+        return Batch(decoder.end_of_bytes(), is_last=True)
+
+    async def aclose(self) -> None:
+        """The transport is shared and closed by its owner."""
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """``Retry-After`` in either of its forms, seconds or a date; ``None`` where it is neither."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return None
+    return min(seconds, _RETRY_AFTER_MAX_S) if seconds >= 0 else None

@@ -1,0 +1,54 @@
+"""What every provider offers to the router, and what a call to one is made of."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import msgspec
+
+from gateway.canonical.events import Batch
+from gateway.canonical.request import Request
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a provider may take, in seconds.
+
+    ``first_event_s`` runs from the call to the first event, ``idle_s`` between events, ``total_s`` over all of it.
+    """
+
+    connect_s: float = 5.0
+    first_event_s: float = 120.0
+    idle_s: float = 60.0
+    total_s: float = 1800.0
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One call: the request, and the model as its provider names it."""
+
+    request: Request
+    model: str
+
+
+class Provider(Protocol):
+    """A source of answers.
+
+    ``wire`` names the format of its frames, ``None`` where it makes events without one. ``vendor`` is its name in the
+    price book.
+    """
+
+    name: str
+    wire: str | None
+    vendor: str
+    timeouts: Timeouts
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models to list for clients; a provider may serve more than it lists."""
+        ...
+
+    def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
+        """The answer. Raises ``ProviderError`` before the first batch, never after it (a ``Failure`` event says so)."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give up connections."""
+        ...

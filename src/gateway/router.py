@@ -1,0 +1,136 @@
+"""From a model's name to a stream that has begun.
+
+A name is an alias from the configuration or ``provider/model``. Targets are tried in order; another attempt is made
+only while nothing has reached the client, so a text is never duplicated. Choosing is a pure function over names; only
+``open`` does I/O.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+import msgspec
+
+from gateway.canonical.errors import ErrorCode, ProviderError, ProviderTimeout, RequestError
+from gateway.canonical.events import Batch, Failure
+from gateway.canonical.request import Request
+from gateway.metering.prices import PriceBook, PriceSchedule
+from gateway.providers.provider import Call, Provider
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A provider and a model as that provider names it, with its price."""
+
+    provider: Provider
+    model: str
+    price: PriceSchedule
+
+    @property
+    def name(self) -> str:
+        """``provider/model``."""
+        return f"{self.provider.name}/{self.model}"
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try that failed before anything was shown."""
+
+    target: str
+    code: str
+    status: int | None
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream that has begun: its first batch, and where the rest comes from. Close ``batches`` whatever happens."""
+
+    target: Target
+    first: Batch
+    batches: AsyncGenerator[Batch, None]
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """A model as ``GET /v1/models`` lists it."""
+
+    id: str
+    owned_by: str
+
+
+class Router:
+    """Knows every provider and alias."""
+
+    def __init__(self, providers: Mapping[str, Provider], aliases: Mapping[str, Sequence[str]], prices: PriceBook):
+        self._providers = dict(providers)
+        self._aliases = {name: tuple(targets) for name, targets in aliases.items()}
+        self._prices = prices
+
+    def resolve(self, model: str) -> tuple[Target, ...]:
+        """The targets of a name, in the order they are tried; raises ``RequestError`` where there is none."""
+        names = self._aliases.get(model, (model,))
+        return tuple(self._target(name, model) for name in names)
+
+    def _target(self, name: str, asked: str) -> Target:
+        provider_name, _, model = name.partition("/")
+        provider = self._providers.get(provider_name)
+        if provider is None or not model:
+            raise RequestError(
+                f"There is no model {asked!r} here. GET /v1/models lists what there is; models of a configured "
+                "provider are named provider/model.",
+                code=ErrorCode.MODEL_NOT_FOUND,
+                param="model",
+            )
+        price = self._prices.find(provider.name, model, vendor=provider.vendor)
+        if price is None:
+            raise RequestError(
+                f"The model {asked!r} has no price. The operator sets one under models or providers in the "
+                "configuration, or allows it with unpriced: free.",
+                code=ErrorCode.MODEL_UNPRICED,
+                param="model",
+            )
+        return Target(provider, model, price)
+
+    def models(self) -> list[ModelEntry]:
+        """Every alias and every listed model, sorted."""
+        entries = [ModelEntry(alias, "gateway") for alias in self._aliases]
+        for provider in self._providers.values():
+            entries += [ModelEntry(f"{provider.name}/{model}", provider.name) for model in provider.models]
+        return sorted(entries, key=lambda entry: entry.id)
+
+    async def open(self, request: Request, targets: Sequence[Target], attempts: list[Attempt]) -> Upstream:
+        """The first target that begins to answer. Failed tries are appended to ``attempts``.
+
+        Raises the last target's ``ProviderError``, or ``RequestError`` for what a target cannot take.
+        """
+        for target in targets[:-1]:
+            try:
+                return await _begin(request, target)
+            except ProviderError as error:
+                attempts.append(Attempt(target=target.name, code=error.code.value, status=error.status))
+                if not error.retryable:
+                    raise
+        return await _begin(request, targets[-1])
+
+
+async def _begin(request: Request, target: Target) -> Upstream:
+    """Call one target and wait for its first event; what fails before that is raised, and the call is closed."""
+    provider = target.provider
+    batches = provider.stream(Call(request, target.model))
+    try:
+        async with asyncio.timeout(provider.timeouts.first_event_s):
+            first = await _first_batch(batches)
+    except TimeoutError:
+        await batches.aclose()
+        raise ProviderTimeout("The provider did not begin to answer in time.", provider=provider.name) from None
+    except BaseException:
+        await batches.aclose()
+        raise
+    return Upstream(target=target, first=first, batches=batches)
+
+
+async def _first_batch(batches: AsyncGenerator[Batch, None]) -> Batch:
+    while True:  # a provider may send comments while it thinks; the caller's timeout bounds that
+        batch = await anext(batches)
+        if batch.frames:
+            failure = batch.frames[0].events[0] if batch.frames[0].events else None
+            if isinstance(failure, Failure):
+                raise failure.error
+            return batch
+        if batch.is_last:
+            return batch

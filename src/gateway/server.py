@@ -1,0 +1,72 @@
+"""uvicorn, with our own idea of how a process that serves streams stops.
+
+The first SIGTERM or SIGINT begins the drain: new requests get a 503, running streams may finish within the grace, the
+rest are ended with an error event and settled. The second one ends the process at once; the journal has the truth.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from gateway.app import Gateway
+from gateway.http.server_protocol import GuardedProtocol
+
+# Longer than any drain: uvicorn only has to wait for what the drain left, and cancels what is left then.
+_AFTER_DRAIN_S = 5
+
+
+class GatewayServer(uvicorn.Server):
+    """Serves one ``Gateway``. ``on_ready`` is called with the port once requests are accepted."""
+
+    def __init__(self, gateway: Gateway, on_ready: Callable[[int], None]) -> None:
+        environment = gateway.environment
+        super().__init__(
+            uvicorn.Config(
+                gateway.app,
+                host=environment.host,
+                port=environment.port,
+                http=GuardedProtocol,
+                loop="uvloop",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=4096,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=_AFTER_DRAIN_S,
+            )
+        )
+        self._gateway = gateway
+        self._on_ready = on_ready
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal handler, between two turns of the loop or within one."""
+        if self._gateway.live.is_draining:
+            os._exit(128 + sig)
+        self._gateway.live.is_draining = True
+        asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit(), name="drain")
+
+    async def _drain_and_exit(self) -> None:
+        await self._gateway.live.drain(self._gateway.config.server.drain_s)
+        self.should_exit = True
+
+
+def serve(gateway: Gateway, on_ready: Callable[[int], None]) -> bool:
+    """Run until a signal; returns whether it had started."""
+    server = GatewayServer(gateway, on_ready)
+    server.run()
+    return server.started

@@ -1,0 +1,141 @@
+"""Logs and metrics, with every name in one place.
+
+One log line per request, as JSON; it holds ids, counts and times, never a prompt, an answer or a key. Metric labels
+come from bounded sets only (a configured target, an outcome), never from what a client wrote.
+"""
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from gateway.canonical.caller import Caller
+from gateway.ledger import UsageRecord
+from gateway.metering.prices import usd_string
+
+_LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_REDIS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+def configure_logs(level: str = "info", stream: TextIO | None = None) -> None:
+    """JSON lines on standard error; call once per process."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    uvicorn = logging.getLogger("uvicorn.error")
+    uvicorn.handlers = [_Forward(logging.WARNING)]
+    uvicorn.propagate = False
+
+
+class _Forward(logging.Handler):
+    """uvicorn's warnings and errors as lines of our own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(record.levelno, "uvicorn", message=record.getMessage(), exc_info=record.exc_info)
+
+
+def _dumps(event: Any, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+class _TargetMetrics:
+    """The series of one target and outcome, looked up once."""
+
+    __slots__ = ("cost", "first_token", "input", "output", "requests")
+
+    def __init__(self, metrics: "Telemetry", target: str, outcome: str) -> None:
+        self.requests = metrics.requests.labels(target, outcome)
+        self.input = metrics.tokens.labels(target, "input")
+        self.output = metrics.tokens.labels(target, "output")
+        self.cost = metrics.cost.labels(target)
+        self.first_token = metrics.first_token.labels(target)
+
+
+class Telemetry:
+    """The process's metrics, and the log line of a request."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gateway_requests", "Requests that ended, by outcome.", ("target", "outcome"), registry=self.registry
+        )
+        self.refusals = Counter(
+            "gateway_refusals", "Requests refused before a provider was called.", ("code",), registry=self.registry
+        )
+        self.in_flight = Gauge("gateway_streams_in_flight", "Requests running now.", registry=self.registry)
+        self.tokens = Counter("gateway_tokens", "Tokens billed.", ("target", "direction"), registry=self.registry)
+        self.cost = Counter("gateway_cost_microusd", "Cost of requests, in µ$.", ("target",), registry=self.registry)
+        self.absorbed = Counter(
+            "gateway_absorbed_microusd", "Cost that no account could cover, in µ$.", registry=self.registry
+        )
+        self.first_token = Histogram(
+            "gateway_time_to_first_token_seconds",
+            "From the request to its first event.",
+            ("target",),
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+        self.redis = Histogram(
+            "gateway_redis_round_trip_seconds", "One pipeline to Redis.", buckets=_REDIS_S, registry=self.registry
+        )
+        self.unsettled = Gauge(
+            "gateway_settlements_pending", "Settlements that Redis has not acknowledged.", registry=self.registry
+        )
+        self._log = structlog.get_logger()
+        self._series: dict[tuple[str, str], _TargetMetrics] = {}
+
+    def exchange_ended(self, caller: Caller, record: UsageRecord) -> None:
+        """Count a request that ran, and write its line."""
+        key = (record.target, record.outcome)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _TargetMetrics(self, record.target or "none", record.outcome)
+        series.requests.inc()
+        series.input.inc(record.input_tokens)
+        series.output.inc(record.output_tokens)
+        series.cost.inc(record.cost)
+        if record.first_token_ms:
+            series.first_token.observe(record.first_token_ms / 1000)
+        self._log.info(
+            "request",
+            request_id=record.request_id,
+            account=caller.account,
+            subject=caller.subject,
+            protocol=record.protocol,
+            model=record.model,
+            target=record.target,
+            outcome=record.outcome,
+            reason=record.reason,
+            input_tokens=record.input_tokens,
+            output_tokens=record.output_tokens,
+            estimated=record.estimated,
+            cost_usd=usd_string(record.cost),
+            first_token_ms=record.first_token_ms,
+            duration_ms=record.duration_ms,
+        )
+
+    def refused(self, request_id: str, caller: Caller | None, code: str) -> None:
+        """Count a request that was turned away, and write its line."""
+        self.refusals.labels(code).inc()
+        self._log.info(
+            "refused", request_id=request_id, account=caller.account if caller is not None else None, code=code
+        )
+
+    def expose(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self.registry)

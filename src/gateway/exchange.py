@@ -5,6 +5,7 @@ before it is sent, and however that stops, it is settled exactly once. The story
 ``run``; everything a step needs is in the room it calls. Nothing here knows a wire format, a vendor or a Redis key.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
@@ -138,7 +139,7 @@ class Exchange:
             return
         self._services.live.add(self)
         self._services.telemetry.in_flight.inc()
-        watch = self._services.tasks.start(self._watch(receive), "watch-client")
+        self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
         ending = STOPPED
         try:
             ending = await self._relay_until_ended(targets)
@@ -148,7 +149,7 @@ class Exchange:
             ending = self._internal_error()
             await self._say_last_words(ending)
         finally:
-            watch.cancel()
+            self._watching.cancel()
             self._settle(ending)
             self._services.telemetry.in_flight.dec()
             self._services.live.discard(self)
@@ -334,7 +335,7 @@ class Exchange:
     async def _say_last_words(self, ending: Ending) -> None:
         """Tell the client about an error: as an HTTP answer while nothing was sent, within the stream after that."""
         if ending is CLIENT_STALLED:
-            self._downstream.abort()
+            await self._hang_up()
         if ending.error is None or self._downstream.is_finished:
             return
         with move_on_after(_LAST_WORDS_S) as patience:
@@ -344,7 +345,13 @@ class Exchange:
                 encoder = self._encoder_for(None)
                 await self._downstream.finish(encoder.fail(ending.error), encoder.headers)
         if patience.cancelled_caught:
-            self._downstream.abort()
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Reset the connection, and wait until the server has noticed, or it takes us for having forgotten the rest."""
+        self._downstream.abort()
+        with move_on_after(_LAST_WORDS_S):
+            await asyncio.wait([self._watching])
 
     def _settle(self, ending: Ending) -> None:
         """Post what the exchange cost. Awaits nothing, since the frame may be dying."""

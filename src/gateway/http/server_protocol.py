@@ -7,6 +7,7 @@ connection of which the client no longer reads, hence ``RESET``.
 
 import asyncio
 import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -64,6 +65,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
 
+    def reset(self) -> None:
+        """Drop the connection at once, and what the kernel still has for a peer that does not take it."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
         if not self._in_body:
             self._raw_header_bytes += len(data)
@@ -75,7 +83,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._header_count = self._header_bytes = 0
-        self.scope["extensions"] = {RESET: {"reset": self.transport.abort}}
+        self.scope["extensions"] = {RESET: {"reset": self.reset}}
         self._arm(_HEADER_S)
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -20,11 +20,19 @@ from gateway.limits import keys, scripts
 from gateway.limits.journal import JournalFull
 from gateway.limits.redis import StoreUnavailable, retrying
 from gateway.limits.reservation import Books, Reservation
-from gateway.limits.scripts import Allowances, Bucket, HoldRange, Posting, ReserveReply, Retention, Slots, Stream
+from gateway.limits.scripts import (
+    REQUESTS,
+    STREAMS,
+    Allowances,
+    Bucket,
+    HoldRange,
+    Posting,
+    ReserveReply,
+    Retention,
+    Slots,
+    Stream,
+)
 from gateway.limits.settlements import Settlement
-
-REQUESTS = "requests"
-STREAMS = "streams"
 
 _ADMITTED = (1, 2)
 _DEAD_HOLDS = -8
@@ -211,7 +219,7 @@ def _refusal(reply: ReserveReply, ask: Ask) -> GatewayError:
             )
         case -5:
             return LimitExceeded(
-                f"{ask.tier.streams} requests of this account are running, which is its limit.",
+                f"This account runs as many requests at once as it may: {ask.tier.streams}.",
                 limit=STREAMS,
                 scope="account",
                 code=ErrorCode.CONCURRENCY_LIMIT_EXCEEDED,

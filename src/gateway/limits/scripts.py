@@ -44,6 +44,11 @@ _REAP = _load(
 _GRANT = _load("grant", key_names="wallet grants ledger", arg_names="grant_id amount")
 
 
+# The names of an account's own limits.
+REQUESTS = "requests"
+STREAMS = "streams"
+
+
 class Bucket(msgspec.Struct, frozen=True):
     """A rate limit on one key: ``limit`` per ``period_ms``, at most ``burst`` at once."""
 

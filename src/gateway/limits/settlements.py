@@ -15,12 +15,15 @@ import structlog
 from gateway.limits import scripts
 from gateway.limits.journal import Journal, JournalEntry
 from gateway.limits.redis import RedisOwner, StoreUnavailable, retrying
-from gateway.limits.scripts import Posting, Retention, SettleReply, Stream
+from gateway.limits.scripts import STREAMS, Allowances, Posting, Retention, SettleReply, Slots, Stream
 
 _log = structlog.get_logger()
 
 _RETRY_PAUSE_S = 0.25
 _RECOVERY_BUDGET_S = 20.0
+
+# A crashed stream's slot is given back; its lease would end by itself a little later.
+_SLOT_TO_FREE = Allowances(slots=(Slots(STREAMS, 0),))
 
 TOO_OLD = -9
 NO_WALLET = -1
@@ -112,7 +115,9 @@ class Settlements:
     async def _recover_from(self, journal: Journal) -> int:
         entries = list(journal.entries())
         for entry in entries:
-            stream = Stream(sid=entry.sid, account=entry.account, created_ms=entry.created_ms)
+            stream = Stream(
+                sid=entry.sid, account=entry.account, created_ms=entry.created_ms, allowances=_SLOT_TO_FREE
+            )
             posting = Posting(actual=entry.used, outcome="failed", refund=False, usage=_recovered_usage(entry))
             settle = partial(scripts.settle, self._redis, stream, posting, self._retention)
             await retrying(settle, _RECOVERY_BUDGET_S)

@@ -312,9 +312,13 @@ def _price(config: PriceConfig) -> PriceSchedule:
 
 
 def _kept_secret(path: Path, prefix: str) -> str:
-    """A random secret that outlives restarts, readable by its owner only."""
+    """A random secret that outlives restarts, readable by its owner only; of two first starts at once, one's wins."""
     if not path.exists():
-        _write_secret(path, prefix + secrets.token_urlsafe(32))
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        _write_secret(draft, prefix + secrets.token_urlsafe(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
     return path.read_text().strip()
 
 

@@ -156,7 +156,7 @@ class Config(_Section):
 class Environment(BaseSettings):
     """The environment variables the gateway reads; provider keys are read by name beside these."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     config: Path | None = Field(None, description="Path of the configuration file; `gateway.yaml` if that exists.")
     host: str = Field("127.0.0.1", description="Address to listen on.")

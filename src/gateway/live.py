@@ -7,6 +7,10 @@ import asyncio
 import time
 from typing import Protocol
 
+import structlog
+
+_log = structlog.get_logger()
+
 TICK_S = 0.25
 
 
@@ -52,7 +56,10 @@ class LiveExchanges:
             await asyncio.sleep(TICK_S)
             self.now = time.monotonic()
             for exchange in tuple(self._running):
-                exchange.tick(self.now)
+                try:
+                    exchange.tick(self.now)
+                except Exception:  # one stream's trouble must not stop the clock of all others
+                    _log.exception("tick_failed")
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new exchanges, let those that run finish for ``grace_s``, then end them and wait until they have."""

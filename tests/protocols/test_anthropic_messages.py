@@ -1000,12 +1000,17 @@ class TestSendingThinking:
             assert ("top_k" in body) is not is_kept
             assert body["max_tokens"] == (8192 + 2048 if is_kept else 8192)
 
-    def test_only_the_last_turn_with_calls_matters(self) -> None:
+    def test_only_a_tool_loop_that_is_still_open_needs_its_reasoning(self) -> None:
         signed = Reasoning("Hm.", "sig")
-        history = (user("?"), assistant(call("a")), result("a"), assistant(signed, call("b")), result("b"))
-        assert "thinking" in send(*history, effort="low")
+        bare = (user("?"), assistant(call("a")), result("a"))
+        assert "thinking" in send(*bare, assistant(signed, call("b")), result("b"), effort="low")
         assert "thinking" in send(user("?"), assistant("No calls."), user("?"), effort="low")
-        assert "thinking" not in send(*history[:3], assistant("Done."), user("?"), thinking={"type": "adaptive"})
+        closed = (*bare, assistant("Done."), user("?"))
+        assert send(*closed, thinking={"type": "adaptive"})["thinking"] == {"type": "adaptive"}
+        assert "thinking" not in send(*closed, assistant(call("b")), result("b"), effort="low")
+
+    def test_words_beside_the_results_do_not_close_the_loop(self) -> None:
+        assert "thinking" not in send(user("?"), assistant(call("a")), result("a"), user("Go on."), effort="low")
 
 
 def test_the_body_is_one_json_object_without_nulls() -> None:

@@ -183,7 +183,8 @@ class ServiceUnavailable(GatewayError):
 class ProviderError(GatewayError):
     """A provider failed us. ``status`` is its HTTP status, or ``None`` where there was none.
 
-    ``retryable`` says whether another attempt, here or at another provider, may succeed.
+    ``retryable`` says whether another attempt, here or at another provider, may succeed. ``vendor_code`` is the
+    vendor's own code where it judged the request, since programs react to some (``context_length_exceeded``).
     """
 
     code = ErrorCode.PROVIDER_UNAVAILABLE
@@ -202,6 +203,7 @@ class ProviderError(GatewayError):
         super().__init__(message, code=code, retry_after_s=retry_after_s)
         self.provider = provider
         self.status = status
+        self.vendor_code: str | None = None
         self.retryable = type(self).retryable if retryable is None else retryable
 
 

@@ -61,7 +61,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def _close_with(self, status: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        # Within a request that was answered before its end, another answer would be taken for the next one's.
+        is_answered = self._in_body and self.cycle is not None and self.cycle.response_started
+        if not is_answered and (self.cycle is None or self.cycle.response_complete or not self.cycle.response_started):
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
 

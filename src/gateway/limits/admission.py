@@ -3,6 +3,7 @@
 What a refusal means is told in our own errors; nothing is taken by a request that is refused.
 """
 
+import asyncio
 import time
 import uuid
 
@@ -38,6 +39,7 @@ _ADMITTED = (1, 2)
 _DEAD_HOLDS = -8
 _RESERVE_BUDGET_S = 2.0
 _REAP_MAX = 64
+_REAP_ACCOUNTS_MAX = 10_000
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,29 +163,36 @@ class Admission:
     async def reap(self, account: str, *, grace_s: float | None = None) -> int:
         """Finish the account's streams of which the lease ran out; returns how many. Safe to run anywhere."""
         grace_ms = int((self._policy.grace_s if grace_s is None else grace_s) * 1000)
-        now_ms = await self._server_time_ms()
-        due = await self._redis.call(
-            "ZRANGEBYSCORE", keys.leases(account), "-inf", now_ms - grace_ms, "LIMIT", 0, _REAP_MAX
-        )
+        due = await self._due(account, await self._server_time_ms() - grace_ms)
+        return await self._reap(account, due, grace_ms)
+
+    def _due(self, account: str, until_ms: int) -> asyncio.Future[list[bytes]]:
+        return self._redis.call("ZRANGEBYSCORE", keys.leases(account), "-inf", until_ms, "LIMIT", 0, _REAP_MAX)
+
+    async def _reap(self, account: str, due: list[bytes], grace_ms: int) -> int:
         if not due:
             return 0
         sids = tuple(sid.decode() for sid in due)
         reply = await scripts.reap(
             self._redis, account, sids, slots=STREAMS, grace_ms=grace_ms, retention=self._retention
         )
-        return reply.reaped
+        return max(reply.reaped, 0)
 
     async def reap_abandoned(self) -> int:
-        """Look at every account of which all announced leases should be over; the body of the reaper's loop."""
-        reaped = 0
+        """Look at every account that may have streams; the body of the reaper's loop. Returns how many it finished."""
+        grace_ms = int(self._policy.grace_s * 1000)
         now_ms = await self._server_time_ms()
-        accounts = await self._redis.call("ZRANGEBYSCORE", keys.ACTIVE, "-inf", "+inf", "LIMIT", 0, 1000)
-        for name in (member.decode() for member in accounts):
-            reaped += await self.reap(name)
-            if not await self._redis.call("ZCARD", keys.leases(name)):
-                until = await self._redis.call("ZSCORE", keys.ACTIVE, name)
-                if until is not None and float(until) < now_ms:
-                    await self._redis.call("ZREM", keys.ACTIVE, name)
+        flat = await self._redis.call(
+            "ZRANGEBYSCORE", keys.ACTIVE, "-inf", "+inf", "WITHSCORES", "LIMIT", 0, _REAP_ACCOUNTS_MAX
+        )
+        announced = {name.decode(): float(until) for name, until in zip(flat[::2], flat[1::2], strict=True)}
+        answers = await asyncio.gather(*(self._due(name, now_ms - grace_ms) for name in announced))
+        reaped = 0
+        for name, due in zip(announced, answers, strict=True):
+            if due:
+                reaped += await self._reap(name, due, grace_ms)
+            elif announced[name] < now_ms and not await self._redis.call("ZCARD", keys.leases(name)):
+                await self._redis.call("ZREM", keys.ACTIVE, name)
         return reaped
 
     async def _server_time_ms(self) -> int:

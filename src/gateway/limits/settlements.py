@@ -115,9 +115,7 @@ class Settlements:
     async def _recover_from(self, journal: Journal) -> int:
         entries = list(journal.entries())
         for entry in entries:
-            stream = Stream(
-                sid=entry.sid, account=entry.account, created_ms=entry.created_ms, allowances=_SLOT_TO_FREE
-            )
+            stream = Stream(sid=entry.sid, account=entry.account, created_ms=entry.created_ms, allowances=_SLOT_TO_FREE)
             posting = Posting(actual=entry.used, outcome="failed", refund=False, usage=_recovered_usage(entry))
             settle = partial(scripts.settle, self._redis, stream, posting, self._retention)
             await retrying(settle, _RECOVERY_BUDGET_S)

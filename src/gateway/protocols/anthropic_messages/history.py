@@ -79,15 +79,15 @@ def encode_turns(messages: tuple[Message, ...]) -> list[Turn]:
 
 
 def can_continue_thinking(turns: list[Turn]) -> bool:
-    """Whether the last turn that called tools still has its reasoning; without, ``thinking`` is answered with 400.
+    """Whether ``thinking`` may be asked for: not while the last assistant turn called tools and lacks its reasoning.
 
+    Once that turn was followed by another one the loop is closed, and what was lost in it is of no interest any more.
     https://platform.claude.com/docs/en/build-with-claude/extended-thinking#extended-thinking-with-tool-use
     """
-    for turn in reversed(turns):
-        if any(isinstance(block, ToolUseBlock) for block in turn.content):
-            marks = (block for block in turn.content if isinstance(block, ToolUseBlock | _ReasoningBlock))
-            return isinstance(next(marks), _ReasoningBlock)
-    return True
+    last = next((turn.content for turn in reversed(turns) if turn.role == "assistant"), [])
+    marks = [block for block in last if isinstance(block, ToolUseBlock | _ReasoningBlock)]
+    is_open = any(isinstance(block, ToolUseBlock) for block in marks)
+    return not is_open or isinstance(marks[0], _ReasoningBlock)
 
 
 class _Turns:

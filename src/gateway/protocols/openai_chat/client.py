@@ -335,9 +335,16 @@ def provider_error(status: int | None, error: Any, provider: str) -> ProviderErr
                 code=ErrorCode.MODEL_NOT_FOUND,
             )
         case _:
-            return ProviderRejected(
-                message or f"The provider rejected the request with status {status}.", provider=provider, status=status
-            )
+            return _rejected(fields, message, provider, status)
+
+
+def _rejected(fields: dict[str, Any], message: str, provider: str, status: int) -> ProviderRejected:
+    """The vendor's judgement of the request, with its own code and field: both speak about what the client sent."""
+    text = message or f"The provider rejected the request with status {status}."
+    error = ProviderRejected(text, provider=provider, status=status)
+    error.vendor_code = _clean(fields.get("code")) or None
+    error.param = _clean(fields.get("param")) or None
+    return error
 
 
 def _clean(message: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.canonical.errors import ErrorCode, GatewayError
+from gateway.canonical.errors import ErrorCode, GatewayError, ProviderError
 from gateway.canonical.events import (
     Event,
     Finish,
@@ -65,7 +65,8 @@ class OpenAiChatServer:
 
 
 def _error(error: GatewayError) -> dict[str, Any]:
-    return {"message": error.message, "type": _error_type(error.code), "param": error.param, "code": error.code.value}
+    code = (error.vendor_code if isinstance(error, ProviderError) else None) or error.code.value
+    return {"message": error.message, "type": _error_type(error.code), "param": error.param, "code": code}
 
 
 def _error_type(code: ErrorCode) -> str:

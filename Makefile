@@ -1,0 +1,54 @@
+# The few words: run, test, lint, types, fmt, bench.
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+# 3.12 and 3.11 first: for them pip brings a redis-server along.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
+	"$$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types fmt bench docs clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv was found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: $(VENV)/.run ## start the gateway on 127.0.0.1:8080
+	@exec $(BIN)/gateway serve
+
+test: $(VENV)/.dev ## run the whole suite
+	$(BIN)/python -m pytest -rs $(ARGS)
+
+lint: $(VENV)/.dev ## style, names, import contracts
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev ## strict type check
+	$(BIN)/mypy
+
+fmt: $(VENV)/.dev ## format the code
+	$(BIN)/ruff check --fix --quiet src tests benchmarks
+	$(BIN)/ruff format --quiet src tests benchmarks
+
+bench: $(VENV)/.dev ## cost per request and per chunk, beside a direct call and LiteLLM
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.run ## write the generated references anew
+	$(BIN)/gateway config reference > docs/configuration.md
+	$(BIN)/gateway api reference > docs/api.md
+
+clean: ## remove what make made
+	rm -rf $(VENV) build src/*.egg-info

@@ -80,8 +80,7 @@ class Gateway:
         self._tasks = TaskOwner()
         self._embedded = None if environment.redis_url else EmbeddedRedis(self.data_dir / "redis")
         self._fastapi = FastAPI(title="Gateway", version=__version__, lifespan=self._lifespan)
-        roles = _inference_roles()
-        self.app = Front(self._fastapi, cors_origins=config.server.cors_origins, direct=frozenset(roles))
+        self.app = Front(self._fastapi, cors_origins=config.server.cors_origins)
         add_error_handlers(self._fastapi, {"/api/": AiSdk4Server()}, OpenAiChatServer())
 
     @asynccontextmanager
@@ -169,7 +168,8 @@ class Gateway:
             path: InferenceEndpoint(role, authenticator, services, body_bytes_max=body_bytes_max)
             for path, role in _inference_roles().items()
         }
-        self._fastapi.router.routes[:0] = inference_routes(endpoints)
+        self.app.direct.update(endpoints)
+        self._fastapi.router.routes.extend(inference_routes(endpoints))
         self._fastapi.include_router(models_router(authenticator, services))
         self._fastapi.include_router(health_router(services, redis))
 

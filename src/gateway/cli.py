@@ -13,9 +13,9 @@ import httpx
 import msgspec
 import typer
 
+from gateway import api_reference, config_reference
 from gateway.app import Gateway
 from gateway.config import Config, ConfigError, Environment, load, parse
-from gateway.config_reference import reference
 from gateway.server import serve as run_server
 from gateway.telemetry import configure_logs
 
@@ -24,10 +24,12 @@ accounts = typer.Typer(no_args_is_help=True, help="Accounts and their balances."
 keys = typer.Typer(no_args_is_help=True, help="API keys.")
 credits = typer.Typer(no_args_is_help=True, help="Credit.")
 config_app = typer.Typer(no_args_is_help=True, help="The configuration file.")
+api_app = typer.Typer(no_args_is_help=True, help="The HTTP API.")
 app.add_typer(accounts, name="accounts")
 app.add_typer(keys, name="keys")
 app.add_typer(credits, name="credits")
 app.add_typer(config_app, name="config")
+app.add_typer(api_app, name="api")
 
 _TIMEOUT_S = 10.0
 
@@ -94,9 +96,15 @@ def config_check(
 
 
 @config_app.command("reference")
-def config_reference() -> None:
+def print_config_reference() -> None:
     """Print every key and variable, as Markdown."""
-    typer.echo(reference(), nl=False)
+    typer.echo(config_reference.reference(), nl=False)
+
+
+@api_app.command("reference")
+def print_api_reference() -> None:
+    """Print every endpoint, body and error code, as Markdown."""
+    typer.echo(api_reference.reference(), nl=False)
 
 
 @accounts.command("create")

@@ -8,10 +8,10 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -142,16 +142,6 @@ class Config(_Section):
     server: ServerConfig = Field(ServerConfig(), description="The HTTP side.")
     log: LogConfig = Field(LogConfig(), description="Logging.")
 
-    @model_validator(mode="after")
-    def _aliases_have_targets(self) -> "Config":
-        for name, model in self.models.items():
-            if not model.targets and "/" not in name:
-                raise ValueError(f"models.{name} needs targets, e.g. targets: [openai/gpt-4o-mini]")
-            for target in model.targets:
-                if "/" not in target:
-                    raise ValueError(f"models.{name}: the target {target!r} must be written provider/model")
-        return self
-
 
 class Environment(BaseSettings):
     """The environment variables the gateway reads; provider keys are read by name beside these."""
@@ -179,6 +169,8 @@ def load(environment: Environment) -> Config:
         return parse(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
 
 
 def parse(text: str, name: str = "gateway.yaml") -> Config:
@@ -191,32 +183,60 @@ def parse(text: str, name: str = "gateway.yaml") -> Config:
         raise ConfigError(f"{name}:{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not a text file: {error}") from None
-    missing: list[str] = []
-    values = _substitute(values, missing)
-    if missing:
-        raise ConfigError(f"{name}: the environment has no {', '.join(sorted(set(missing)))}")
+    except ValueError as error:  # a date that does not exist
+        raise ConfigError(f"{name}: {error}") from None
+    if problems := [f"{name}:{line}: {text}" for line, text in _text_problems(tree)]:
+        raise ConfigError("\n".join(problems))
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(_substitute(values))
     except ValidationError as error:
-        problems = [_problem(name, tree, problem) for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from None
+        raise ConfigError("\n".join(_problem(name, tree, problem) for problem in error.errors())) from None
+    if problems := [f"{name}:{_line(tree, where)}: {text}" for where, text in _alias_problems(config)]:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
-def _substitute(value: Any, missing: list[str]) -> Any:
+def _text_problems(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> list[tuple[int, str]]:
+    """What YAML allows and we do not, with its line: a variable that is not set, a key twice, a section in itself."""
+    if node is None:
+        return []
+    line = node.start_mark.line + 1
+    if node in above:
+        return [(line, "this section contains itself")]
+    if isinstance(node, yaml.ScalarNode):
+        names = _VARIABLE.findall(node.value)
+        return [(line, f"the environment has no {name}") for name in names if name not in os.environ]
+    problems: list[tuple[int, str]] = []
+    inner = node.value
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        twice = [key for number, (key, _) in enumerate(node.value) if key.value in keys[:number]]
+        problems = [(key.start_mark.line + 1, f"the key {key.value} is here twice") for key in twice]
+        inner = [value for _, value in node.value]
+    return problems + [found for child in inner for found in _text_problems(child, (*above, node))]
+
+
+def _substitute(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _substitute(inner, missing) for key, inner in value.items()}
+        return {key: _substitute(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_substitute(inner, missing) for inner in value]
+        return [_substitute(inner) for inner in value]
     if not isinstance(value, str):
         return value
+    return _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
 
-    def look_up(match: re.Match[str]) -> str:
-        found = os.environ.get(match.group(1))
-        if found is None:
-            missing.append(match.group(1))
-        return found or ""
 
-    return _VARIABLE.sub(look_up, value)
+def _alias_problems(config: Config) -> list[tuple[list[Any], str]]:
+    """What is wrong with models, and where; checked here since pydantic would not tell the line."""
+    problems: list[tuple[list[Any], str]] = []
+    for name, model in config.models.items():
+        if not model.targets and "/" not in name:
+            problems.append((["models", name], f"models.{name} needs targets, e.g. targets: [openai/gpt-4o-mini]"))
+        for number, target in enumerate(model.targets):
+            if "/" not in target:
+                where = ["models", name, "targets", number]
+                problems.append((where, f"models.{name}: the target {target!r} must be written provider/model"))
+    return problems
 
 
 def _problem(name: str, tree: yaml.Node | None, problem: Any) -> str:
@@ -246,11 +266,17 @@ def _line(node: yaml.Node | None, where: list[Any]) -> int:
 
 
 def _nearest(where: list[Any]) -> str:
-    section: Any = Config
+    annotation: Any = Config
     for part in where[:-1]:
-        field = getattr(section, "model_fields", {}).get(part)
-        if field is None:
-            return ""
-        section = field.annotation
-    names = getattr(section, "model_fields", None)
-    return f"; there are {', '.join(names)}" if names else ""
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            field = _section(annotation).model_fields.get(part)
+            annotation = field.annotation if field is not None else None
+    return f"; there are {', '.join(_section(annotation).model_fields)}"
+
+
+def _section(annotation: Any) -> type[BaseModel]:
+    """The section an annotation stands for, ``X | None`` included; an empty one where it stands for none."""
+    candidates = (annotation, *get_args(annotation))
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), _Section)

@@ -64,7 +64,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Rows, newest first; ``next`` is the cursor of the page that follows, ``None`` on the last."""
+    """Rows, newest first; ``next`` is the cursor of the page that follows, ``None`` on the last.
+
+    A cursor is the last row's id and account, since rows of two accounts may have the same id.
+    """
 
     rows: list[Row]
     next: str | None
@@ -78,10 +81,11 @@ class Ledger:
 
     async def page(self, accounts: list[str], *, from_ms: int, to_ms: int, cursor: str | None, count: int) -> Page:
         """The newest ``count`` rows of these accounts between two times; ``cursor`` continues an earlier page."""
-        newest = f"({cursor}" if cursor else str(to_ms)
-        per_account = [await self._rows(account, newest, str(from_ms), count + 1) for account in accounts]
+        per_account = [
+            await self._rows(account, _newest(account, to_ms, cursor), str(from_ms), count + 1) for account in accounts
+        ]
         rows = list(heapq.merge(*per_account, key=_order, reverse=True))[: count + 1]
-        return Page(rows[:count], rows[count - 1].id if len(rows) > count else None)
+        return Page(rows[:count], _cursor(rows[count - 1]) if len(rows) > count else None)
 
     async def _rows(self, account: str, newest: str, oldest: str, count: int) -> list[Row]:
         rows: list[Row] = []
@@ -96,9 +100,22 @@ class Ledger:
         return rows[:count]
 
 
-def _order(row: Row) -> tuple[int, int]:
+def _order(row: Row) -> tuple[int, int, str]:
     milliseconds, _, sequence = row.id.partition("-")
-    return int(milliseconds), int(sequence)
+    return int(milliseconds), int(sequence), row.account
+
+
+def _cursor(row: Row) -> str:
+    return f"{row.id}-{row.account}"
+
+
+def _newest(account: str, to_ms: int, cursor: str | None) -> str:
+    """Where an account's rows continue: among rows of one id, the later names of accounts come first."""
+    if cursor is None:
+        return str(to_ms)
+    milliseconds, sequence, last_account = cursor.split("-", 2)
+    is_still_to_come = account < last_account
+    return f"{'' if is_still_to_come else '('}{milliseconds}-{sequence}"
 
 
 def _row(account: str, entry: Any) -> Row | None:

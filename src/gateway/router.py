@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import msgspec
 
-from gateway.canonical.errors import ErrorCode, ProviderError, ProviderTimeout, RequestError
+from gateway.canonical.errors import ErrorCode, ProviderError, ProviderTimeout, RequestError, StreamTruncated
 from gateway.canonical.events import Batch, Failure
 from gateway.canonical.request import Request
 from gateway.metering.prices import PriceBook, PriceSchedule
@@ -115,6 +115,8 @@ async def _begin(request: Request, target: Target) -> Upstream:
     try:
         async with asyncio.timeout(provider.timeouts.first_event_s):
             first = await _first_batch(batches)
+    except StopAsyncIteration:
+        raise StreamTruncated("The provider's stream ended before it began.", provider=provider.name) from None
     except TimeoutError:
         await batches.aclose()
         raise ProviderTimeout("The provider did not begin to answer in time.", provider=provider.name) from None

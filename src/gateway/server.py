@@ -5,6 +5,7 @@ rest are ended with an error event and settled. The second one ends the process 
 """
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from gateway.http.server_protocol import GuardedProtocol
 
 # Longer than any drain: uvicorn only has to wait for what the drain left, and cancels what is left then.
 _AFTER_DRAIN_S = 5
+_GC_THRESHOLD = 20_000
 
 
 class GatewayServer(uvicorn.Server):
@@ -48,6 +50,10 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # What start-up made stays for good: keep it out of every later garbage collection, and have those seldom.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_GC_THRESHOLD)
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -7,17 +7,20 @@ nothing about another's.
 import hmac
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Header, Query
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.canonical.errors import AuthenticationError, ErrorCode, RequestError
+from gateway.http.front import Scope
+from gateway.http.inference import read_body
 from gateway.identity.authenticator import credential
 from gateway.identity.keys import ApiKeys, KeyRecord
 from gateway.ledger import Ledger, Row
@@ -25,10 +28,29 @@ from gateway.limits import keys
 from gateway.limits.accounts import Accounts
 from gateway.metering.prices import microusd_of, usd_string
 
+_BODY_BYTES_MAX = 1024 * 1024
+_ACCOUNTS_MAX = 1_000_000_000
 _ACCOUNTS_PER_PAGE_MAX = 1000
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _GRANT_DONE, _GRANT_REPEATED, _GRANT_OTHER_AMOUNT, _GRANT_BELOW_ZERO = 1, 2, 5, -2
 
 AccountId = Annotated[str, Field(pattern=f"^{keys.ACCOUNT_NAME.pattern}$", description="Letters, digits, - and _.")]
+
+
+def _in_range(at: datetime) -> datetime:
+    if not _EARLIEST <= at <= _LATEST:
+        raise ValueError("must lie between 1970 and 9999")
+    return at
+
+
+def _in_future(at: datetime) -> datetime:
+    if at.timestamp() <= time.time():
+        raise ValueError("lies in the past")
+    return at
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_range)]
 
 
 class _Body(BaseModel):
@@ -54,7 +76,7 @@ class NewKeyBody(_Body):
 
     name: str = Field("", max_length=256)
     models: list[str] | None = Field(None, max_length=1000, description="Models it may use; all where unset.")
-    expires_at: AwareDatetime | None = Field(None, strict=False)
+    expires_at: Annotated[Time, AfterValidator(_in_future)] | None = Field(None, strict=False)
 
 
 class AccountOut(BaseModel):
@@ -118,9 +140,9 @@ class Admin:
         self.ledger = ledger
         self._tiers = tiers
 
-    async def check(self, request: Request) -> None:
+    def check(self, scope: Scope) -> None:
         """Raises ``AuthenticationError`` where the request does not carry the admin key."""
-        token = credential(request.scope["headers"])
+        token = credential(scope["headers"])
         if not hmac.compare_digest(token.encode(), self._key.encode()):
             raise AuthenticationError("The admin key is wrong.")
 
@@ -154,11 +176,33 @@ class Admin:
 
 def admin_router(admin: Admin) -> APIRouter:
     """Everything under ``/admin/v1``."""
-    router = APIRouter(prefix="/admin/v1", tags=["admin"], dependencies=[Depends(admin.check)])
+    router = APIRouter(prefix="/admin/v1", tags=["admin"], route_class=_guarded_route(admin))
     _add_accounts(router, admin)
     _add_keys(router, admin)
     _add_usage(router, admin)
     return router
+
+
+def _guarded_route(admin: Admin) -> type[APIRoute]:
+    """FastAPI reads a body of any size before it asks dependencies; here the key comes first, and there is a bound."""
+
+    class GuardedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                scope = dict(request.scope)
+                admin.check(scope)
+                body = await read_body(scope, request.receive, _BODY_BYTES_MAX)
+
+                async def read() -> dict[str, Any]:
+                    return {"type": "http.request", "body": body, "more_body": False}
+
+                return await handler(Request(request.scope, read))
+
+            return guarded
+
+    return GuardedRoute
 
 
 def _add_accounts(router: APIRouter, admin: Admin) -> None:
@@ -171,7 +215,7 @@ def _add_accounts(router: APIRouter, admin: Admin) -> None:
 
     @router.get("/accounts", summary="List accounts, newest first")
     async def list_accounts(
-        start: Annotated[int, Query(ge=0)] = 0, count: Annotated[int, Query(ge=1, le=100)] = 50
+        start: Annotated[int, Query(ge=0, le=_ACCOUNTS_MAX)] = 0, count: Annotated[int, Query(ge=1, le=100)] = 50
     ) -> list[AccountOut]:
         return [await admin.account_out(account) for account in await admin.accounts.ids(start=start, count=count)]
 
@@ -228,9 +272,9 @@ def _add_usage(router: APIRouter, admin: Admin) -> None:
     @router.get("/usage", summary="What was charged, newest first")
     async def usage(
         account: str | None = None,
-        start: Annotated[AwareDatetime | None, Query(alias="from")] = None,
-        end: Annotated[AwareDatetime | None, Query(alias="to")] = None,
-        cursor: Annotated[str | None, Query(pattern=r"^\d{1,20}-\d{1,20}$")] = None,
+        start: Annotated[Time | None, Query(alias="from")] = None,
+        end: Annotated[Time | None, Query(alias="to")] = None,
+        cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,19}-[0-9]{1,19}-[a-z0-9_-]{1,64}$")] = None,
         count: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> UsagePage:
         if account is not None:

@@ -13,6 +13,8 @@ from gateway.protocols.wire import Reply, ServerRole
 
 _log = structlog.get_logger()
 
+_WHERE_MAX = 200
+
 _CODES = {
     404: ErrorCode.NOT_FOUND,
     405: ErrorCode.METHOD_NOT_ALLOWED,
@@ -52,7 +54,10 @@ def add_error_handlers(app: FastAPI, envelopes: dict[str, ServerRole], default: 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
+        if first["type"] == "json_invalid":
+            message = f"The body is not valid JSON (character {first['loc'][-1]})."
+            return answer(request, RequestError(message, code=ErrorCode.INVALID_JSON))
+        where = ".".join(str(part) for part in first["loc"][1:])[:_WHERE_MAX]
         message = f"{where}: {first['msg']}." if where else f"{first['msg']}."
         return answer(request, RequestError(message, code=ErrorCode.INVALID_VALUE, param=where or None))
 

@@ -15,7 +15,7 @@ from gateway.exchange import Exchange, Services
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.server_protocol import reset_of
 from gateway.identity.authenticator import Authenticator
-from gateway.protocols.wire import Reply, ServerRole
+from gateway.protocols.wire import Reply, ServerRole, check_model_name
 from gateway.router import ModelEntry
 
 _LISTED_SINCE = 1_735_689_600  # 2025-01-01: models have no date of their own here, and clients want a number
@@ -69,9 +69,9 @@ def _check_media_type(scope: Scope) -> None:
             raise RequestError(
                 "A compressed body is not accepted.", code=ErrorCode.UNSUPPORTED_MEDIA_TYPE, param="content-encoding"
             )
-    media_type, _, parameters = content_type.partition(b";")
-    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
-    if media_type.strip() != b"application/json" or charset not in (b"", b"utf-8", b"utf8"):
+    media_type, *parameters = (piece.strip() for piece in content_type.split(b";"))
+    charsets = [piece[8:].strip(b'"') for piece in parameters if piece.startswith(b"charset=")]
+    if media_type != b"application/json" or any(charset not in (b"utf-8", b"utf8") for charset in charsets):
         raise RequestError(
             "The content type must be application/json in UTF-8.",
             code=ErrorCode.UNSUPPORTED_MEDIA_TYPE,
@@ -109,7 +109,7 @@ def _too_large(bytes_max: int) -> RequestError:
 
 
 def inference_routes(endpoints: dict[str, InferenceEndpoint]) -> list[Route]:
-    """A route for each path; plain ASGI endpoints, matched before anything else."""
+    """A route for each path, so that the framework knows which methods are wrong there."""
     return [Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()]
 
 
@@ -126,7 +126,7 @@ def models_router(authenticator: Authenticator, services: Services) -> APIRouter
     @router.get("/{model_id:path}", summary="One model")
     async def get_model(request: Request, model_id: str) -> Response:
         caller = await authenticator.authenticate(request.scope["headers"])
-        entry = next((entry for entry in services.router.models() if entry.id == model_id), None)
+        entry = next((entry for entry in services.router.models() if entry.id == check_model_name(model_id)), None)
         if entry is None:
             if not caller.may_use(model_id):
                 raise _no_such_model()

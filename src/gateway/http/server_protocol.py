@@ -8,27 +8,43 @@ connection of which the client no longer reads, hence ``RESET``.
 import asyncio
 import socket
 import struct
+import uuid
+from enum import Enum
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.canonical.errors import ErrorCode
 
 RESET = "gateway.reset"
 
+_URL_BYTES_MAX = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _HEADERS_MAX = 100
-_HEADER_S = 10.0
-# A body may take as long as it keeps coming: this long without a byte, and this long in all.
-_BODY_QUIET_S = 10.0
-_BODY_S = 120.0
 _UNACKNOWLEDGED_MS = 5_000
 _KEEPALIVE = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
+
+
+class _Phase(Enum):
+    """What the next byte belongs to."""
+
+    BETWEEN = 1
+    HEADER = 2
+    BODY = 3
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection."""
 
+    header_s = 10.0
+    # A body may take as long as it keeps coming: this long without a byte, and this long in all.
+    body_quiet_s = 10.0
+    body_s = 120.0
+
     _timer: asyncio.TimerHandle | None = None
-    _in_body = False
+    _phase = _Phase.BETWEEN
     _header_count = 0
     _header_bytes = 0
     _raw_header_bytes = 0
@@ -36,10 +52,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.ws_protocol_class = None  # an Upgrade is an offer; nothing here takes it
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             _detect_dead_peer(sock)
-        self._arm(_HEADER_S)
+        self._arm(self.header_s)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Not worth a line in the log: Java's client offers HTTP/2 with every request."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -56,16 +76,33 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._timer = None
-        self._close_with(b"408 Request Timeout")
+        if self.pipeline:  # nobody reads this request before the one in front of it is answered
+            self._arm(self.header_s)
+            return
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The request did not arrive in time.", ErrorCode.REQUEST_TIMEOUT)
 
-    def _close_with(self, status: bytes) -> None:
+    def _refuse(self, status: HTTPStatus, message: str, code: ErrorCode) -> None:
+        """Close the connection, with an answer where it can be told from another one's."""
         if self.transport.is_closing():
             return
-        # Within a request that was answered before its end, another answer would be taken for the next one's.
-        is_answered = self._in_body and self.cycle is not None and self.cycle.response_started
-        if not is_answered and (self.cycle is None or self.cycle.response_complete or not self.cycle.response_started):
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        if self._may_answer():
+            self.transport.write(_refusal(status, message, code))
         self.transport.close()
+
+    def _may_answer(self) -> bool:
+        if self.cycle is None:
+            return True
+        if self.cycle.response_complete:
+            return self._phase is not _Phase.BODY
+        return not self.cycle.response_started and not self.pipeline
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for what is not HTTP/1.1."""
+        self._refuse(HTTPStatus.BAD_REQUEST, "This is not a valid HTTP/1.1 request.", ErrorCode.INVALID_REQUEST)
+
+    def _refuse_header(self) -> None:
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        self._refuse(status, "The request's header is too large.", ErrorCode.REQUEST_TOO_LARGE)
 
     def reset(self) -> None:
         """Drop the connection at once, and what the kernel still has for a peer that does not take it."""
@@ -75,47 +112,67 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_body:
+        message = self.scope if self._phase is _Phase.HEADER else None
+        super().data_received(data)
+        if self._phase is _Phase.HEADER and self.scope is message:
+            # The parser collects a header line until it ends, and tells nobody how long it is by then.
             self._raw_header_bytes += len(data)
             if self._raw_header_bytes > 2 * _HEADER_BYTES_MAX:
-                self._close_with(b"431 Request Header Fields Too Large")
-                return
-        super().data_received(data)
+                self._refuse_header()
+        elif self._phase is _Phase.BETWEEN and self._timer is None and self.timeout_keep_alive_task is None:
+            if self.cycle is None or self.cycle.response_complete:  # blank lines; they stopped the keep-alive's clock
+                self._arm(self.header_s)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_count = self._header_bytes = 0
+        self._phase = _Phase.HEADER
+        self._header_count = self._header_bytes = self._raw_header_bytes = 0
         self.scope["extensions"] = {RESET: {"reset": self.reset}}
-        self._arm(_HEADER_S)
+        self._arm(self.header_s)
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > _URL_BYTES_MAX:
+            self._refuse(HTTPStatus.REQUEST_URI_TOO_LONG, "The URL is too long.", ErrorCode.REQUEST_TOO_LARGE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_count += 1
         self._header_bytes += len(name) + len(value)
         if self._header_count > _HEADERS_MAX or self._header_bytes > _HEADER_BYTES_MAX:
-            self._close_with(b"431 Request Header Fields Too Large")
-            return
-        super().on_header(name, value)
+            self._refuse_header()
+        elif self._phase is _Phase.HEADER:  # a trailer must not become a header of a request that is being read
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.transport.is_closing():
             return
-        self._in_body = True
-        self._raw_header_bytes = 0
-        self._body_deadline = self.loop.time() + _BODY_S
-        self._arm(_BODY_QUIET_S)
+        self._phase = _Phase.BODY
+        self._body_deadline = self.loop.time() + self.body_s
+        self._arm(self.body_quiet_s)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._arm(min(_BODY_QUIET_S, max(0.0, self._body_deadline - self.loop.time())))
+        self._arm(min(self.body_quiet_s, max(0.0, self._body_deadline - self.loop.time())))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._disarm()
-        self._in_body = False
+        self._phase = _Phase.BETWEEN
         if not self.transport.is_closing():
             super().on_message_complete()
+
+
+def _refusal(status: HTTPStatus, message: str, code: ErrorCode) -> bytes:
+    """A whole answer. The envelope is OpenAI's: which protocol was meant is not known here."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code.value}
+    body = msgspec.json.encode({"error": error})
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\nx-request-id: {uuid.uuid4().hex}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _detect_dead_peer(sock: Any) -> None:

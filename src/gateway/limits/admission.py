@@ -4,8 +4,8 @@ What a refusal means is told in our own errors; nothing is taken by a request th
 """
 
 import asyncio
+import os
 import time
-import uuid
 
 import msgspec
 
@@ -82,7 +82,7 @@ class Admission:
         self._redis = books.redis
         self._policy = books.policy
         self._retention = retention
-        self._nonce = uuid.uuid4().hex
+        self._nonce = os.urandom(16).hex()
         self._announced: dict[str, float] = {}
 
     async def reserve(self, ask: Ask) -> Reservation:
@@ -92,7 +92,7 @@ class Admission:
         ``ServiceUnavailable`` (Redis does not answer, or no more streams fit into the journal).
         """
         stream = Stream(
-            sid=uuid.uuid4().hex,
+            sid=os.urandom(16).hex(),
             account=ask.account,
             created_ms=int(time.time() * 1000),
             allowances=ask.tier.allowances,

@@ -15,16 +15,27 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 T = TypeVar("T")
 
-# Answers that mean "not now", by their first word; anything else a server refuses is a bug in what we sent.
-# Redis 6.2 wraps them ("Error running script … -OOM …") and redis-py strips the word from some, hence the phrases.
+# Answers that mean "not now", by class and by text; anything else a server refuses is a bug in what we sent. redis-py
+# turns some first words into a class and strips them, and Redis 6.2 wraps them ("Error running script … -OOM …").
+_NOT_NOW_CLASSES = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError, MasterDownError)
 _NOT_NOW = (
     "OOM",
     "maxmemory",
@@ -38,6 +49,8 @@ _NOT_NOW = (
     "TRYAGAIN",
     "BUSY",
 )
+
+_STOPPING = "The gateway is stopping."
 
 
 class StoreUnavailable(Exception):
@@ -55,7 +68,7 @@ class LuaSource:
 
 
 class _Call:
-    __slots__ = ("args", "future", "parse", "source")
+    __slots__ = ("args", "future", "packed", "parse", "source")
 
     def __init__(
         self,
@@ -68,6 +81,13 @@ class _Call:
         self.source = source
         self.parse = parse
         self.future = future
+        # Packed here, so that what cannot be sent is told to its caller and never reaches the owner.
+        self.packed: bytes = pack_command(args if source is None else ("EVALSHA", source.sha, *args))
+
+    def packed_with_source(self) -> bytes:
+        assert self.source is not None
+        packed: bytes = pack_command(("EVAL", self.source.text, *self.args))
+        return packed
 
     def answer(self, reply: Any) -> None:
         if not self.future.done():
@@ -76,13 +96,6 @@ class _Call:
     def refuse(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
-
-    def command(self, *, with_source: bool = False) -> tuple[Any, ...]:
-        if self.source is None:
-            return self.args
-        if with_source:
-            return ("EVAL", self.source.text, *self.args)
-        return ("EVALSHA", self.source.sha, *self.args)
 
 
 class RedisOwner:
@@ -102,6 +115,7 @@ class RedisOwner:
         self._wake = asyncio.Event()
         self._connection: AbstractConnection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
         self.on_round_trip: Callable[[float], None] = lambda seconds: None
 
     def start(self) -> None:
@@ -122,7 +136,9 @@ class RedisOwner:
         return asyncio.get_running_loop().create_future()
 
     def _enqueue(self, call: _Call) -> asyncio.Future[Any]:
-        if len(self._waiting) >= self._calls_max:
+        if self._is_closed:
+            call.refuse(StoreUnavailable(_STOPPING))
+        elif len(self._waiting) >= self._calls_max:
             call.refuse(StoreUnavailable("Too many calls are waiting for Redis."))
         else:
             self._waiting.append(call)
@@ -148,6 +164,10 @@ class RedisOwner:
             await self._drop_connection()
             for call in batch:
                 call.refuse(StoreUnavailable(type(error).__name__))
+        except asyncio.CancelledError:
+            for call in batch:
+                call.refuse(StoreUnavailable(_STOPPING))
+            raise
         else:
             self.on_round_trip(time.perf_counter() - started)
 
@@ -161,8 +181,8 @@ class RedisOwner:
         if connection is None:
             connection = self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()
-        commands = [call.command(with_source=with_source) for call in batch]
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        packed = b"".join([call.packed_with_source() if with_source else call.packed for call in batch])
+        await connection.send_packed_command(packed, check_health=False)
         unknown: list[_Call] = []
         for call in batch:
             try:
@@ -182,18 +202,20 @@ class RedisOwner:
                 await connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
-        """Stop the owner; calls that still wait fail."""
+        """Stop the owner; calls that still wait fail, and so do later ones."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._drop_connection()
         while self._waiting:
-            self._waiting.popleft().refuse(StoreUnavailable("The gateway is stopping."))
+            self._waiting.popleft().refuse(StoreUnavailable(_STOPPING))
 
 
 def _classified(error: ResponseError) -> Exception:
     text = str(error)
-    return StoreUnavailable(text) if any(phrase in text for phrase in _NOT_NOW) else error
+    is_for_now = isinstance(error, _NOT_NOW_CLASSES) or any(phrase in text for phrase in _NOT_NOW)
+    return StoreUnavailable(text) if is_for_now else error
 
 
 async def retrying(call: Callable[[], Awaitable[T]], budget_s: float) -> T:

@@ -104,9 +104,9 @@ class Reservation:
             reply = await self._extend_now(cost)
             if self._shortfall is not None:
                 return self._shortfall
-            if reply is not None and not self.covers(cost):
+            if reply is not None and cost > self.held:
                 return Shortfall.CREDITS_EXHAUSTED
-            if reply is None and time.monotonic() >= deadline:
+            if not self.covers(cost) and time.monotonic() >= deadline:
                 return Shortfall.CREDIT_STORE_UNAVAILABLE
             if reply is None:
                 await asyncio.sleep(_RETRY_PAUSE_S)

@@ -113,14 +113,20 @@ class Settlements:
         return recovered
 
     async def _recover_from(self, journal: Journal) -> int:
-        entries = list(journal.entries())
-        for entry in entries:
+        recovered = 0
+        for entry in list(journal.entries()):
             stream = Stream(sid=entry.sid, account=entry.account, created_ms=entry.created_ms, allowances=_SLOT_TO_FREE)
             posting = Posting(actual=entry.used, outcome="failed", refund=False, usage=_recovered_usage(entry))
             settle = partial(scripts.settle, self._redis, stream, posting, self._retention)
-            await retrying(settle, _RECOVERY_BUDGET_S)
+            reply = await retrying(settle, _RECOVERY_BUDGET_S)
+            if reply.code == NO_WALLET:  # another Redis, or one that lost everything: the slot is all there is
+                _log.error("recovery_without_wallet", sid=entry.sid, account=entry.account, actual=entry.used)
+                continue
+            if reply.code == TOO_OLD:
+                _log.error("settlement_too_old", sid=entry.sid, actual=entry.used)
             journal.free(entry.slot)
-        return len(entries)
+            recovered += 1
+        return recovered
 
 
 def _recovered_usage(entry: JournalEntry) -> bytes:

@@ -90,12 +90,16 @@ class Meter:
 
     def bill(self, *, complete: bool) -> Bill:
         """What the stream cost: by the provider's figure where it ran to its end and reported one, else by ours."""
-        if complete and self.reported is not None:
+        if complete and self.reported is not None and self._is_whole(self.reported):
             usage, estimated = self.reported, False
         else:
             usage, estimated = self.counted, True
         cost = microusd(self._schedule.at(usage.input).cost_picousd(usage))
         return Bill(usage=usage, cost_microusd=cost, estimated=estimated)
+
+    def _is_whole(self, reported: Usage) -> bool:
+        """Whether a report names both figures: nothing read or nothing said is not believed where we know better."""
+        return (reported.input > 0 or not self.input) and (reported.output > 0 or not self.output)
 
 
 def _is_plausible(usage: Usage) -> bool:

@@ -85,7 +85,7 @@ def usd_string(amount_microusd: int) -> str:
 def microusd_of(amount_usd: Decimal) -> int:
     """A decimal amount in USD as micro-USD; raises ``ValueError`` where it has more than six decimal places."""
     amount = amount_usd * _MICROUSD_PER_USD
-    if amount != amount.to_integral_value():
+    if not amount.is_finite() or amount != amount.to_integral_value():
         raise ValueError("amounts have at most six decimal places")
     return int(amount)
 

@@ -48,6 +48,7 @@ from gateway.protocols.wire import (
     Encoder,
     Reply,
     StreamMeta,
+    check_base64,
     check_model_name,
     decode_json,
     json_reply,
@@ -210,6 +211,7 @@ def _ui_part(part: UiPart) -> list[Part]:
         case UiPart(type="reasoning"):
             return [_reasoning(detail) for detail in part.details or ()] or [Reasoning(part.reasoning or "")]
         case UiPart(type="file", data=str(data), mimeType=str(media_type)):
+            check_base64(data, "parts.data")
             if media_type.startswith("image/"):
                 return [Image(data=data, media_type=media_type)]
             return [Document(data=data, media_type=media_type)]
@@ -227,16 +229,19 @@ def _attachments(message: UiMessage) -> tuple[Part, ...]:
 
 
 def _attachment(item: Attachment, number: int) -> Part:
+    where = f"experimental_attachments[{number}].url"
     inline = _DATA_URL.match(item.url)
     media_type = item.contentType or (inline.group(1) if inline else "")
     data = item.url[inline.end() :] if inline else None
-    if media_type.startswith("image/"):
+    if data is not None:
+        check_base64(data, where)
+    if media_type.startswith("image/") and (inline or item.url.startswith(("https://", "http://"))):
         return Image(url=None if inline else item.url, data=data, media_type=media_type)
     if data is None:
         raise RequestError(
-            f"experimental_attachments[{number}] must be an image or a base64 data URL.",
+            f"{where} must be an image's http(s) URL or a base64 data URL.",
             code=ErrorCode.INVALID_VALUE,
-            param=f"experimental_attachments[{number}].url",
+            param=where,
         )
     return Document(data=data, media_type=media_type, filename=item.name)
 
@@ -304,7 +309,7 @@ class DataStreamEncoder:
         identity, name, fragments = self._calls.pop(index)
         try:
             arguments = _OBJECT.decode("".join(fragments) or "{}")
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             # The format has no place for arguments that are not an object; the client keeps the call as text deltas.
             arguments = {"_invalid": "".join(fragments)}
         return _line(b"9", {"toolCallId": identity, "toolName": name, "args": arguments})

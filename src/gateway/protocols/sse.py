@@ -41,6 +41,14 @@ class SseDecoder:
 
         Raises ``EventTooLarge`` when an unfinished event passes the bound.
         """
+        if (
+            chunk[:6] == b"data: "
+            and chunk[-2:] == b"\n\n"
+            and not (self._buffer or self._data or self._event or self._skip_lf)
+            and chunk.count(b"\n") == 2
+            and b"\r" not in chunk
+        ):
+            return [ServerSentEvent(chunk[6:-2])]  # one whole event, as a paced stream brings them
         if self._skip_lf and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._skip_lf = False

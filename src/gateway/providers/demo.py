@@ -112,7 +112,8 @@ def _events(model: _Model, request: Request) -> Iterator[Event]:
         return
     words = _pieces(_AFTER_TOOL if model.calls_tool else model.says)
     if model.endless:
-        yield from (TextDelta(piece) for piece in itertools.cycle(words))
+        again = [f" {words[0]}", *words[1:]]
+        yield from (TextDelta(piece) for piece in itertools.chain(words, itertools.cycle(again)))
     if model.fails:
         words = words[:5]
     yield from (TextDelta(piece) for piece in words)

@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncGenerator
 
 import msgspec
+import yarl
+from multidict import CIMultiDict
 
 from gateway.canonical.errors import (
     ErrorCode,
@@ -18,7 +20,7 @@ from gateway.canonical.errors import (
 from gateway.canonical.events import Batch, Failure, Frame
 from gateway.protocols.wire import ClientRole, StreamDecoder
 from gateway.providers.provider import Call, Timeouts
-from gateway.providers.transport import Answer, ConnectTimeout, Post, Transport, TransportError
+from gateway.providers.transport import Answer, ConnectTimeout, Post, Transport, TransportError, timeout_of
 
 _RETRY_AFTER_MAX_S = 3600.0
 
@@ -45,12 +47,17 @@ class HttpProvider:
         self._endpoint = endpoint
         self._protocol = protocol
         self._transport = transport
-        self._headers = {
-            "content-type": "application/json",
-            "accept-encoding": "identity",
-            "user-agent": "gateway",
-            **endpoint.headers,
-        }
+        self._url = yarl.URL(endpoint.url)
+        self._timeout = timeout_of(endpoint.timeouts.connect_s)
+        self._headers = CIMultiDict(
+            {
+                "content-type": "application/json",
+                "accept": "*/*",
+                "accept-encoding": "identity",
+                "user-agent": "gateway",
+                **endpoint.headers,
+            }
+        )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -80,7 +87,7 @@ class HttpProvider:
             field = call.request.untranslatable[0]
             raise RequestError(f"{field} cannot be sent to this model.", code=ErrorCode.UNSUPPORTED_VALUE, param=field)
         body = self._protocol.encode_request(call.request, call.model)
-        post = Post(self._endpoint.url, self._headers, body, self.timeouts.connect_s)
+        post = Post(self._url, self._headers, body, self._timeout)
         try:
             answer = await self._transport.post(post)
         except ConnectTimeout:

@@ -9,6 +9,8 @@ import asyncio
 
 import aiohttp
 import msgspec
+import yarl
+from multidict import CIMultiDict
 
 _POOL_MAX = 5_000
 _KEEP_ALIVE_S = 30.0
@@ -26,13 +28,18 @@ class TransportError(Exception):
     """The connection could not be made, or broke."""
 
 
-class Post(msgspec.Struct, frozen=True):
+class Post(msgspec.Struct, frozen=True, gc=False):
     """One call to make."""
 
-    url: str
-    headers: dict[str, str]
+    url: yarl.URL
+    headers: CIMultiDict[str]
     body: bytes
-    connect_timeout_s: float
+    timeout: aiohttp.ClientTimeout
+
+
+def timeout_of(connect_s: float) -> aiohttp.ClientTimeout:
+    """A time limit for making the connection; all others are kept by whoever reads."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
 
 
 class Transport:
@@ -50,10 +57,9 @@ class Transport:
 
     async def post(self, post: Post) -> "Answer":
         """Send a call; returns once the status line is there. Raises ``ConnectTimeout`` or ``TransportError``."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=post.connect_timeout_s)
         try:
             response = await self._session.post(
-                post.url, data=post.body, headers=post.headers, timeout=timeout, allow_redirects=False
+                post.url, data=post.body, headers=post.headers, timeout=post.timeout, allow_redirects=False
             )
         except aiohttp.ServerTimeoutError:
             raise ConnectTimeout from None

@@ -20,8 +20,9 @@ local function bucket_read(key, limit, period, burst)
   local v = redis.call('HMGET', key, 'l', 't')
   if not v[1] then return full, full end
   local level, last = tonumber(v[1]), tonumber(v[2])
-  -- A bucket dated more than a period ahead saw the clock step back: do not freeze it.
-  if last <= now + period and now > last then level = level + (now - last) * limit end
+  -- A bucket dated more than a period ahead saw the clock step back: do not freeze it until the clock is there again.
+  if last > now + period then return full, full end
+  if now > last then level = level + (now - last) * limit end
   return math.min(full, level), full
 end
 

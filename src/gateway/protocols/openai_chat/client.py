@@ -164,7 +164,10 @@ class ChatDecoder:
     def take(self, payload: bytes, *, whole: bool = False) -> list[Frame]:
         """The frames of one payload; ``whole`` for an answer that is not a chunk."""
         try:
+            if not payload.isascii():
+                payload.decode()  # msgspec passes over the inside of strings that nobody asked for
             chunk = _CHUNK.decode(payload)
+            usage = None if chunk.usage is None else _usage(chunk.usage, payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return [self._broken("a chunk that is not of its format")]
         if chunk.error:
@@ -173,14 +176,15 @@ class ChatDecoder:
         is_clean = not whole
         if not self._started:
             self._started = True
-            events.append(MessageStart(str(chunk.id or ""), chunk.model or "", int(chunk.created or time.time())))
+            events.append(MessageStart(str(chunk.id or ""), chunk.model or "", _created(chunk.created)))
         choices = chunk.choices or []
         for choice in choices:
             is_clean &= self._take_choice(choice, events)
-        if chunk.usage is not None:
+        if usage is not None:
             is_clean &= not choices
-            events.append(UsageReport(_usage(chunk.usage, payload)))
-        return [Frame(tuple(events), encode_data(payload) if is_clean else None)]
+            events.append(UsageReport(usage))
+        # An event may have several data lines; between JSON's tokens, where alone it may stand, a line end is a space.
+        return [Frame(tuple(events), encode_data(payload.replace(b"\n", b" ")) if is_clean else None)]
 
     def _take_choice(self, choice: ChunkChoice, events: list[Event]) -> bool:
         """Append the choice's events; returns whether official clients can read it as it is."""
@@ -191,9 +195,10 @@ class ChatDecoder:
             self._roles.add(index)
         if index in self._finished:
             return False
-        is_clean = True
+        # The role of a further choice is the encoder's to send: it has to know which choices were opened.
+        is_clean = not (is_first and index)
         if delta is not None:
-            is_clean = not (delta.role and not is_first)
+            is_clean &= not (delta.role and not is_first)
             is_clean &= self._take_delta(delta, index, events)
         if choice.finish_reason is None:
             return is_clean
@@ -261,11 +266,17 @@ def _part_events(parts: list[dict[str, Any]], choice: int) -> list[Event]:
     for part in parts:
         if part.get("type") == "thinking":
             inner = part.get("thinking")
-            texts = [piece.get("text", "") for piece in inner] if isinstance(inner, list) else [str(inner or "")]
-            events += [ReasoningDelta(str(text), choice) for text in texts if text]
+            pieces = inner if isinstance(inner, list) else [{"text": inner}]
+            texts = [piece.get("text") for piece in pieces if isinstance(piece, dict)]
+            events += [ReasoningDelta(text, choice) for text in texts if text and isinstance(text, str)]
         elif isinstance(part.get("text"), str):
             events.append(TextDelta(part["text"], choice))
     return events
+
+
+def _created(seconds: float | None) -> int:
+    """The provider's word where it is a time, else ours; some send 0, and a lax reader takes ``"nan"`` for a number."""
+    return int(seconds) if seconds is not None and 0 < seconds < 1e12 else int(time.time())
 
 
 def _usage(usage: ChunkUsage, payload: bytes) -> Usage:

@@ -14,6 +14,32 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _REPLACED = frozenset(("role", "id", "type", "name", "index", "format"))
 
 
+class _PlainDelta(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    content: str
+
+
+class _PlainChoice(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    delta: _PlainDelta
+    index: int = 0
+    logprobs: None = None
+    finish_reason: None = None
+
+
+class _PlainChunk(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    choices: list[_PlainChoice]
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    model: Any = None
+    system_fingerprint: Any = None
+    service_tier: Any = None
+    obfuscation: Any = None
+    usage: None = None
+
+
+_PLAIN = msgspec.json.Decoder(_PlainChunk)
+
+
 class _Text:
     """A string that grows without being copied each time."""
 
@@ -34,8 +60,26 @@ class Answer:
     def take(self, frames: bytes) -> None:
         """Merge chunks as they would have been sent; comments and the terminator are passed over."""
         for frame in frames.split(b"\n\n"):
-            if frame.startswith(b"data: {"):
+            if frame.startswith(b"data: {") and not self._take_plain(frame[6:]):
                 self._merge_chunk(_OBJECT.decode(frame[6:]))
+
+    def _take_plain(self, payload: bytes) -> bool:
+        """The chunk that most are: some text of a choice that is known, and nothing beside it."""
+        try:
+            choices = _PLAIN.decode(payload).choices
+        except msgspec.ValidationError:
+            return False
+        if len(choices) != 1:
+            return False
+        choice = choices[0]
+        message = self._messages.get(choice.index)
+        if message is None:
+            return False
+        text = message.get("content")
+        if not isinstance(text, _Text):
+            return False
+        text.pieces.append(choice.delta.content)
+        return True
 
     def _merge_chunk(self, chunk: dict[str, Any]) -> None:
         for choice in chunk.pop("choices", None) or ():

@@ -1,6 +1,5 @@
 """A client's Chat Completions body as a canonical request."""
 
-import binascii
 import re
 from typing import Any
 
@@ -34,10 +33,9 @@ from gateway.protocols.openai_chat.shapes import (
     ReasoningDetail,
     ResponseFormat,
 )
-from gateway.protocols.wire import check_model_name, decode_json
+from gateway.protocols.wire import check_base64, check_model_name, decode_fields, decode_json
 
 _REQUEST = msgspec.json.Decoder(ChatRequest)
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 # Other gateways let a client choose where its request is sent; that hands the provider's key to whoever asks.
 _FORBIDDEN = frozenset(("api_base", "api_key", "base_url", "extra_body", "extra_headers", "headers", "api_version"))
@@ -51,7 +49,7 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,", re.ASCII)
 def decode(body: bytes) -> Request:
     """Raises ``RequestError`` that names the field as the client wrote it."""
     chat = decode_json(body, _REQUEST)
-    raw = decode_json(body, _FIELDS)
+    raw = decode_fields(body)
     _check_fields(raw)
     return Request(
         format=NAME,
@@ -222,6 +220,12 @@ def _part(part: ContentPart, where: str) -> Part:
             return Audio(audio.data, audio.format)
         case ContentPart(type="file", file=file) if file is not None:
             media_type, data = _data_url(file.file_data or "", where)
+            if data is None and not file.file_id:
+                raise RequestError(
+                    f"{where}.file needs a file_id, or file_data in base64.",
+                    code=ErrorCode.INVALID_VALUE,
+                    param=f"{where}.file",
+                )
             return Document(data, media_type, file.file_id, file.filename, part.cache_control)
         case ContentPart(type="text" | "refusal" | "image_url" | "input_audio" | "file"):
             raise RequestError(
@@ -234,7 +238,7 @@ def _image(url: str, detail: str | None, cache: dict[str, Any] | None, where: st
     if url.startswith(("https://", "http://")):
         return Image(url=url, detail=detail, cache=cache)
     media_type, data = _data_url(url, where)
-    if data is None:
+    if data is None or media_type is None:
         raise RequestError(
             f"{where}.image_url.url must be an http(s) URL or a base64 data URL.",
             code=ErrorCode.INVALID_VALUE,
@@ -251,8 +255,5 @@ def _data_url(url: str, where: str) -> tuple[str | None, str | None]:
     data = url[head.end() :] if head else url
     if head is None and ":" in url[:32]:
         return None, None
-    try:
-        binascii.a2b_base64(data, strict_mode=True)
-    except (binascii.Error, ValueError):
-        raise RequestError(f"{where} does not hold valid base64.", code=ErrorCode.INVALID_VALUE, param=where) from None
+    check_base64(data, where)
     return (head.group(1) if head else None), data

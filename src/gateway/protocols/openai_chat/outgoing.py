@@ -23,7 +23,7 @@ from gateway.canonical.request import (
     ToolResult,
 )
 
-_OPTIONS = msgspec.json.Decoder(dict[str, Any])
+_OPTIONS = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def forward(request: Request, model: str) -> bytes:
@@ -32,7 +32,7 @@ def forward(request: Request, model: str) -> bytes:
     body["model"] = model
     body["stream"] = True
     options = body.get("stream_options")
-    body["stream_options"] = {**(_OPTIONS.decode(options) if options else {}), "include_usage": True}
+    body["stream_options"] = {**((_OPTIONS.decode(options) if options else None) or {}), "include_usage": True}
     return msgspec.json.encode(body)
 
 

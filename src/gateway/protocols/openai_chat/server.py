@@ -131,7 +131,7 @@ class ChunkEncoder:
             return b"".join([self._encode_event(event) for event in frame.events])
         for event in frame.events:
             kind = type(event)
-            if kind is TextDelta:
+            if kind is TextDelta and not event.choice:  # type: ignore[attr-defined]
                 continue
             if kind is UsageReport:
                 if not self._include_usage:
@@ -147,8 +147,11 @@ class ChunkEncoder:
             self._model = event.model
             self._created = event.created
             self._started.add(0)
-        elif isinstance(event, Finish):
-            self._finished.add(event.choice)
+            return
+        choice: int = event.choice  # type: ignore[attr-defined]
+        self._started.add(choice)
+        if isinstance(event, Finish):
+            self._finished.add(choice)
 
     def _encode_event(self, event: Event) -> bytes:
         match event:

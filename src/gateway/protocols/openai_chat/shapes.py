@@ -134,7 +134,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     reasoning_effort: str | None = None
     thinking: dict[str, Any] | None = None
     user: ShortText | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[ShortText, ShortText], Meta(max_length=16)] | None = None
     logit_bias: Annotated[dict[str, float], Meta(max_length=1024)] | None = None
     functions: list[FunctionTool] | None = None
 
@@ -161,7 +161,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True, gc=False):
-    index: int = 0
+    index: Annotated[int, Meta(ge=0, le=1023)] = 0
     delta: Delta | None = None
     message: Delta | None = None
     finish_reason: str | None = None

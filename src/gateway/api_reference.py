@@ -1,0 +1,127 @@
+"""The reference of every HTTP endpoint, made from the code that answers it.
+
+What FastAPI routes is read from its OpenAPI; the inference endpoints are plain ASGI and described by the protocol they
+speak. Nothing here is started: the routers are built around nothing, since they use it only when they are called.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+
+from gateway.app import _inference_roles
+from gateway.canonical.errors import ErrorCode
+from gateway.http.admin import Admin, admin_router
+from gateway.http.health import health_router
+from gateway.http.inference import models_router
+
+_TITLES = {
+    "models": ("Models", "Wants an API key or a JWT."),
+    "health": ("Health", "Wants no credential."),
+    "admin": ("Admin", "Wants the admin key. Amounts are decimal USD strings, times are RFC 3339 in UTC."),
+}
+
+
+def reference() -> str:
+    """Markdown: what every request shares, each endpoint by family, the bodies, the error codes."""
+    document = _document()
+    lines = [
+        *("# HTTP API reference", "", "Made by `gateway api reference`; do not edit.", ""),
+        "A credential is sent as `Authorization: Bearer <credential>`. Every answer has an `x-request-id`; a client's",
+        "own is kept where it is 1 to 64 letters, digits or `. _ : -`.",
+        *("", *_inference()),
+    ]
+    for tag, (title, note) in _TITLES.items():
+        lines += [f"## {title}", "", note, "", *_operations(document, tag)]
+    return "\n".join([*lines, *_bodies(document), *_errors()])
+
+
+def _document() -> dict[str, Any]:
+    nothing: Any = None
+    app = FastAPI()
+    app.include_router(models_router(nothing, nothing))
+    app.include_router(health_router(nothing, nothing))
+    app.include_router(admin_router(Admin(key="", accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())))
+    return app.openapi()
+
+
+def _inference() -> Iterator[str]:
+    yield from ("## Inference", "", "Wants an API key or a JWT, and a body of `application/json`.", "")
+    yield from ("| endpoint | |", "|---|---|")
+    for path, role in _inference_roles().items():
+        yield f"| `POST {path}` | {_first_line(type(role).__doc__)} {_first_line(role.decode_request.__doc__)} |"
+    yield ""
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0].replace("``", "`")
+
+
+def _operations(document: dict[str, Any], tag: str) -> Iterator[str]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if tag in operation["tags"]:
+                yield from _operation(f"{method.upper()} {path}", operation)
+
+
+def _operation(name: str, operation: dict[str, Any]) -> Iterator[str]:
+    yield from (f"### `{name}`", "", f"{operation['summary']}.", "")
+    parameters = operation.get("parameters", [])
+    if parameters:
+        yield from ("| parameter | in | type | |", "|---|---|---|---|")
+        for parameter in parameters:
+            need = "required" if parameter["required"] else _default(parameter["schema"])
+            yield f"| `{parameter['name']}` | {parameter['in']} | {_type(parameter['schema'])} | {need} |"
+        yield ""
+    if "requestBody" in operation:
+        yield from (f"Body: {_content(operation['requestBody'])}", "")
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            yield from (f"Answer: {status}{_answer(response)}", "")
+
+
+def _answer(response: dict[str, Any]) -> str:
+    content = _content(response)
+    return f", {content}" if content else ""
+
+
+def _content(holder: dict[str, Any]) -> str:
+    schema = holder.get("content", {}).get("application/json", {}).get("schema", {})
+    return _type(schema) if schema else ""
+
+
+def _bodies(document: dict[str, Any]) -> Iterator[str]:
+    yield from ("## Bodies", "")
+    for name, schema in document["components"]["schemas"].items():
+        if name.endswith("ValidationError"):  # FastAPI's own, which our error handlers replace
+            continue
+        yield from (f"### {name}", "", schema.get("description", ""), "", "| field | type | |", "|---|---|---|")
+        required = schema.get("required", ())
+        for field, field_schema in schema["properties"].items():
+            notes = ("required" if field in required else _default(field_schema), field_schema.get("description", ""))
+            yield f"| `{field}` | {_type(field_schema)} | {'; '.join(note for note in notes if note)} |"
+        yield ""
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A schema in a few words; ``|`` would end a cell of the table."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type(option) for option in schema["anyOf"]))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'])}"
+    return str(schema.get("format") or schema.get("type", "any"))
+
+
+def _default(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    return f"default `{default}`" if default not in (None, "") else ""
+
+
+def _errors() -> Iterator[str]:
+    yield from ("## Error codes", "", "| status | code |", "|---|---|")
+    for code in sorted(ErrorCode, key=lambda code: code.http_status):
+        yield f"| {code.http_status} | `{code.value}` |"
+    yield ""

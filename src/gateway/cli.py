@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import httpx
@@ -15,7 +16,7 @@ import typer
 
 from gateway import api_reference, config_reference
 from gateway.app import Gateway
-from gateway.config import Config, ConfigError, Environment, load, parse
+from gateway.config import Config, ConfigError, Environment, load
 from gateway.server import serve as run_server
 from gateway.telemetry import configure_logs
 
@@ -88,9 +89,8 @@ def config_check(
         _load()
     else:
         try:
-            with open(path, encoding="utf-8") as file:
-                parse(file.read(), path)
-        except (ConfigError, OSError) as error:
+            load(Environment(config=Path(path)))
+        except ConfigError as error:
             _fail(str(error))
     typer.echo("The configuration is valid.")
 

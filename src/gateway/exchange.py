@@ -8,7 +8,6 @@ before it is sent, and however that stops, it is settled exactly once. The story
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -29,15 +28,16 @@ from gateway.canonical.events import Batch, Failure, Frame, Order
 from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
 from gateway.downstream import Downstream
+from gateway.endings import CLIENT_LEFT, CLIENT_STALLED, COMPLETE, STOPPED, Ending, Outcome, broke, cut_for, failed
 from gateway.ledger import UsageRecord
 from gateway.limits.admission import Admission, Ask, Tier
-from gateway.limits.reservation import Reservation, Shortfall
+from gateway.limits.reservation import Reservation
 from gateway.limits.scripts import Posting
 from gateway.live import LiveExchanges
 from gateway.metering.meter import Bill, Meter
-from gateway.metering.prices import microusd
+from gateway.metering.quote import quote
 from gateway.metering.tokens import TokenCounter, count_input
-from gateway.protocols.wire import Cut, Encoder, ServerRole, StreamMeta
+from gateway.protocols.wire import Encoder, ServerRole, StreamMeta
 from gateway.router import Attempt, Router, Target, Upstream
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
@@ -46,40 +46,6 @@ _log = structlog.get_logger()
 _Receive = Callable[[], Awaitable[Any]]
 
 _LAST_WORDS_S = 5.0
-# A slice before a stream's own rate is known: as much as a fast model says in this many seconds.
-_FIRST_SLICE_S = 4.0
-_TOKENS_PER_S = 100
-
-
-class Outcome(StrEnum):
-    """How an exchange ended, in one word."""
-
-    COMPLETE = "complete"
-    TRUNCATED = "truncated"
-    CANCELLED = "cancelled"
-    CUT = "cut"
-    FAILED = "failed"
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How an exchange ended; ``error`` is what the client is told, where there is something to tell."""
-
-    outcome: Outcome
-    reason: str = ""
-    error: GatewayError | None = None
-
-
-COMPLETE = Ending(Outcome.COMPLETE)
-CLIENT_LEFT = Ending(Outcome.CANCELLED, "client_left")
-CLIENT_STALLED = Ending(Outcome.CANCELLED, "client_stalled")
-STOPPED = Ending(Outcome.CANCELLED, "gateway_stopped")
-
-_SHORTFALL_MESSAGES = {
-    Shortfall.CREDITS_EXHAUSTED: "The account's credit is used up; the answer ends here.",
-    Shortfall.CREDIT_STORE_UNAVAILABLE: "Credit cannot be checked at the moment; the answer ends here.",
-    Shortfall.ACCOUNT_SUSPENDED: "The account was suspended; the answer ends here.",
-    Shortfall.LEASE_LOST: "The gateway lost its hold on the account's credit; the answer ends here.",
-}
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,15 +112,14 @@ class Exchange:
             await self._say_last_words(ending)
         except Exception:
             _log.exception("exchange_broke", request_id=self._request_id)
-            ending = self._internal_error()
+            ending = broke()
             await self._say_last_words(ending)
         finally:
             self._watching.cancel()
             self._settle(ending)
             self._services.telemetry.in_flight.dec()
             self._services.live.discard(self)
-            if self._upstream is not None:
-                await self._upstream.batches.aclose()
+            await self._close_upstream(ending)
 
     # Admission.
 
@@ -168,17 +133,14 @@ class Exchange:
         """Hold what the request needs to begin, or raise why it may not."""
         services, request = self._services, self._request
         input_tokens = await count_input(request, services.count)
-        price = max((target.price.at(input_tokens) for target in targets), key=lambda price: price.output)
-        output_max = (request.output_tokens_max or _TOKENS_PER_S * 3600) * request.choices
-        slice_tokens = min(int(_TOKENS_PER_S * _FIRST_SLICE_S) * request.choices, output_max)
-        input_cost = price.cost_picousd(Usage(input=input_tokens))
+        quoted = quote(request, input_tokens, (target.price for target in targets))
         ask = Ask(
             account=self._caller.account,
             tier=await services.tier_of(self._caller),
             model=request.model,
             request_id=self._request_id,
-            hold_min=microusd(input_cost + price.output),
-            slice=microusd(slice_tokens * price.output),
+            hold_min=quoted.hold_min,
+            slice=quoted.slice,
             facts=msgspec.json.encode(self._facts()),
         )
         self._meter = Meter(targets[0].price, services.count, input_tokens)
@@ -205,7 +167,7 @@ class Exchange:
             try:
                 return await self._relay(targets)
             except GatewayError as error:
-                return Ending(Outcome.FAILED, error.code.value, error)
+                return failed(error)
         return self._interruption or STOPPED
 
     async def _relay(self, targets: tuple[Target, ...]) -> Ending:
@@ -257,7 +219,7 @@ class Exchange:
         for frame in batch.frames:
             failure = self._check(frame)
             if failure is not None:
-                return b"".join(out), _failed(failure)
+                return b"".join(out), failed(failure)
             tokens = meter.weigh(frame)
             cost = meter.cost_with(tokens)
             if not reservation.covers(cost):
@@ -266,8 +228,8 @@ class Exchange:
                 out.clear()
                 shortfall = await reservation.cover(cost)
                 if shortfall is not None:
-                    cut = Cut(shortfall.value, _SHORTFALL_MESSAGES[shortfall])
-                    return encoder.cut(cut, meter.counted), Ending(Outcome.CUT, shortfall.value)
+                    cut, ending = cut_for(shortfall)
+                    return encoder.cut(cut, meter.counted), ending
             reservation.use(cost)
             meter.forwarded(tokens)
             out.append(encoder.encode(frame))
@@ -307,7 +269,7 @@ class Exchange:
         timeouts = upstream.target.provider.timeouts
         if now - self._last_batch_at > timeouts.idle_s or now - self._started_at > timeouts.total_s:
             error = ProviderTimeout("The provider stopped sending.", provider=upstream.target.provider.name)
-            self._interrupt(_failed(error))
+            self._interrupt(failed(error))
 
     def _beat(self) -> None:
         if not self._request.stream:
@@ -319,7 +281,7 @@ class Exchange:
     def drain(self) -> None:
         """The process stops and the grace is over."""
         error = ServiceUnavailable("The gateway is stopping; send the request again.", code=ErrorCode.DRAINING)
-        self._interrupt(Ending(Outcome.FAILED, "draining", error))
+        self._interrupt(failed(error))
 
     def _interrupt(self, ending: Ending) -> None:
         if self._interruption is None:
@@ -327,10 +289,6 @@ class Exchange:
             self._scope.cancel()
 
     # The end.
-
-    def _internal_error(self) -> Ending:
-        error = GatewayError("The gateway failed. The request id helps its operator to find out why.")
-        return Ending(Outcome.FAILED, error.code.value, error)
 
     async def _say_last_words(self, ending: Ending) -> None:
         """Tell the client about an error: as an HTTP answer while nothing was sent, within the stream after that."""
@@ -352,6 +310,14 @@ class Exchange:
         self._downstream.abort()
         with move_on_after(_LAST_WORDS_S):
             await asyncio.wait([self._watching])
+
+    async def _close_upstream(self, ending: Ending) -> None:
+        """Hang up; after a whole answer the provider may take the connection back first, to be used again."""
+        if self._upstream is None:
+            return
+        if ending is COMPLETE:
+            await anext(self._upstream.batches, None)
+        await self._upstream.batches.aclose()
 
     def _settle(self, ending: Ending) -> None:
         """Post what the exchange cost. Awaits nothing, since the frame may be dying."""
@@ -393,8 +359,3 @@ class Exchange:
     def _shown(self) -> bool:
         """Whether the client was sent any of the answer; a whole answer is sent at the end or not at all."""
         return self._meter.output > 0 and self._request.stream
-
-
-def _failed(error: ProviderError) -> Ending:
-    outcome = Outcome.TRUNCATED if isinstance(error, StreamTruncated) else Outcome.FAILED
-    return Ending(outcome, error.code.value, error)

@@ -115,6 +115,16 @@ async def test_complete_is_charged_by_the_providers_figure() -> None:
         assert row["charged_usd"] == "0.000210"
 
 
+async def test_one_upstream_connection_serves_one_request_after_the_other() -> None:
+    async with staged() as stage:
+        stage.upstream.plan = Plan(text=WORDS)
+        for _ in range(5):
+            await stage.frames()
+            await stage.nothing_running()
+        assert len(stage.upstream.requests) == 5
+        assert stage.upstream.connections == 1
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_an_upstream_error_before_the_stream_is_an_http_error_and_costs_nothing(status: int) -> None:
     async with staged() as stage:

@@ -144,6 +144,8 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            self.send_400_response("")
         if self.transport.is_closing():
             return
         self._phase = _Phase.BODY

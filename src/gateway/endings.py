@@ -46,9 +46,9 @@ def failed(error: GatewayError) -> Ending:
     return Ending(outcome, error.code.value, error)
 
 
-def broke() -> Ending:
-    """The ending of an exchange that a bug stopped."""
-    return failed(GatewayError("The gateway failed. The request id helps its operator to find out why."))
+def broke_error() -> GatewayError:
+    """What a client is told of a bug."""
+    return GatewayError("The gateway failed. The request id helps its operator to find out why.")
 
 
 def cut_for(shortfall: Shortfall) -> tuple[Cut, Ending]:

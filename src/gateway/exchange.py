@@ -28,7 +28,17 @@ from gateway.canonical.events import Batch, Failure, Frame, Order
 from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
 from gateway.downstream import Downstream
-from gateway.endings import CLIENT_LEFT, CLIENT_STALLED, COMPLETE, STOPPED, Ending, Outcome, broke, cut_for, failed
+from gateway.endings import (
+    CLIENT_LEFT,
+    CLIENT_STALLED,
+    COMPLETE,
+    STOPPED,
+    Ending,
+    Outcome,
+    broke_error,
+    cut_for,
+    failed,
+)
 from gateway.ledger import UsageRecord
 from gateway.limits.admission import Admission, Ask, Tier
 from gateway.limits.reservation import Reservation
@@ -103,6 +113,10 @@ class Exchange:
         except GatewayError as error:
             await self._refuse(error)
             return
+        except Exception:
+            _log.exception("admission_broke", request_id=self._request_id)
+            await self._refuse(broke_error())
+            return
         self._services.live.add(self)
         self._services.telemetry.in_flight.inc()
         self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
@@ -112,7 +126,7 @@ class Exchange:
             await self._say_last_words(ending)
         except Exception:
             _log.exception("exchange_broke", request_id=self._request_id)
-            ending = broke()
+            ending = failed(broke_error())
             await self._say_last_words(ending)
         finally:
             self._watching.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from gateway.app import _inference_roles
+from gateway.app import inference_roles
 from gateway.canonical.errors import ErrorCode
 from gateway.http.admin import Admin, admin_router
 from gateway.http.health import health_router
@@ -48,7 +48,7 @@ def _document() -> dict[str, Any]:
 def _inference() -> Iterator[str]:
     yield from ("## Inference", "", "Wants an API key or a JWT, and a body of `application/json`.", "")
     yield from ("| endpoint | |", "|---|---|")
-    for path, role in _inference_roles().items():
+    for path, role in inference_roles().items():
         yield f"| `POST {path}` | {_first_line(type(role).__doc__)} {_first_line(role.decode_request.__doc__)} |"
     yield ""
 

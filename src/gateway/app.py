@@ -63,11 +63,11 @@ _DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
 DEFAULT_TIER = "default"
 
 # What an operator can do something about; the message says what, and nobody needs a traceback.
-START_UP_ERRORS = (ConfigError, NoRedis, UnfitRedis, StoreUnavailable)
+START_UP_ERRORS = (ConfigError, NoRedis, UnfitRedis)
 
 
 class Gateway:
-    """Everything one process runs. ``app`` is the ASGI application; its lifespan starts and stops the rest."""
+    """Everything one process runs. ``app`` is the ASGI application; it serves while ``running`` is entered."""
 
     def __init__(self, config: Config, environment: Environment) -> None:
         self.config = config
@@ -76,22 +76,18 @@ class Gateway:
         self.live = LiveExchanges()
         self.telemetry = Telemetry()
         self.dev_key: str | None = None
-        self.start_up_error: str | None = None
         self._tasks = TaskOwner()
         self._embedded = None if environment.redis_url else EmbeddedRedis(self.data_dir / "redis")
-        self._fastapi = FastAPI(title="Gateway", version=__version__, lifespan=self._lifespan)
+        self._fastapi = FastAPI(title="Gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
         self.app = Front(self._fastapi, cors_origins=config.server.cors_origins)
         add_error_handlers(self._fastapi, {"/api/": AiSdk4Server()}, OpenAiChatServer())
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
+        """Start everything, and stop it in the reverse order. Raises one of ``START_UP_ERRORS``."""
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with contextlib.AsyncExitStack() as stack:
-            try:
-                await self._start(stack)
-            except START_UP_ERRORS as error:
-                self.start_up_error = str(error)
-                raise
+            await self._start(stack)
             yield
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -103,7 +99,12 @@ class Gateway:
         redis.on_round_trip = self.telemetry.redis.observe
         redis.start()
         stack.push_async_callback(redis.aclose)
-        await retrying(lambda: check_redis(redis), _REDIS_WAIT_S)
+        try:
+            await retrying(lambda: check_redis(redis), _REDIS_WAIT_S)
+        except StoreUnavailable as error:
+            raise NoRedis(
+                f"Redis did not answer within {_REDIS_WAIT_S:g} s ({error}). Is GATEWAY_REDIS_URL right?"
+            ) from None
         journal = Journal.open_free(self.data_dir / "journal")
         stack.callback(journal.close)
         settlements = Settlements(redis, journal, Retention())
@@ -166,7 +167,7 @@ class Gateway:
         body_bytes_max = self.config.server.body_bytes_max
         endpoints = {
             path: InferenceEndpoint(role, authenticator, services, body_bytes_max=body_bytes_max)
-            for path, role in _inference_roles().items()
+            for path, role in inference_roles().items()
         }
         self.app.direct.update(endpoints)
         self._fastapi.router.routes.extend(inference_routes(endpoints))
@@ -188,7 +189,8 @@ class Gateway:
         self.dev_key = path.read_text().strip()
 
 
-def _inference_roles() -> dict[str, ServerRole]:
+def inference_roles() -> dict[str, ServerRole]:
+    """The paths that models answer, each with the protocol it speaks."""
     return {"/v1/chat/completions": OpenAiChatServer(), "/api/ai/chat-stream": AiSdk4Server()}
 
 
@@ -228,11 +230,15 @@ def _tier(config: TierConfig) -> Tier:
     )
 
 
-def _jwt_verifier(config: JwtConfig) -> JwtVerifier:
+def _jwt_settings(config: JwtConfig) -> JwtSettings:
     try:
-        settings = JwtSettings(**config.model_dump())
+        return JwtSettings(**config.model_dump())
     except ValueError as error:
         raise ConfigError(f"jwt: {error}") from None
+
+
+def _jwt_verifier(config: JwtConfig) -> JwtVerifier:
+    settings = _jwt_settings(config)
     keys = None
     if settings.jwks_url is not None:
         keys = KeySet(
@@ -244,10 +250,27 @@ def _jwt_verifier(config: JwtConfig) -> JwtVerifier:
     return JwtVerifier(settings, keys)
 
 
+def validate(config: Config) -> None:
+    """Find what only shows when a configuration is put to use; raises ``ConfigError``."""
+    names = {"demo", *configured_providers(config, os.environ)}
+    for name, provider in config.providers.items():
+        _endpoint(name, provider)
+    for alias, model in config.models.items():
+        for target in model.targets:
+            if target.partition("/")[0] not in names:
+                raise ConfigError(
+                    f"models.{alias}: the target {target!r} names no provider; there are {', '.join(sorted(names))} "
+                    "(well-known ones appear when their key is in the environment)"
+                )
+    if config.jwt is not None:
+        _jwt_settings(config.jwt)
+
+
 def _router(config: Config, transport: Transport) -> Router:
     providers: dict[str, Provider] = {"demo": DemoProvider()}
     for name, provider in configured_providers(config, os.environ).items():
-        providers[name] = _provider(name, provider, transport)
+        client = AnthropicMessagesClient() if _kind(name, provider) == "anthropic" else OpenAiChatClient()
+        providers[name] = HttpProvider(_endpoint(name, provider), client, transport)
     return Router(
         providers, {name: model.targets for name, model in config.models.items() if model.targets}, _prices(config)
     )
@@ -261,19 +284,23 @@ def configured_providers(config: Config, environment: Mapping[str, str]) -> dict
     return {**providers, **config.providers}
 
 
-def _provider(name: str, config: ProviderConfig, transport: Transport) -> HttpProvider:
+def _kind(name: str, config: ProviderConfig) -> str:
+    row = ROWS.get(name)
+    return config.type or (row.type if row is not None else "openai")
+
+
+def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
     row = ROWS.get(name)
     base_url = config.base_url or (row.base_url if row is not None else None)
     if base_url is None:
-        raise ConfigError(f"providers.{name}: base_url is missing")
-    kind = config.type or (row.type if row is not None else "openai")
+        raise ConfigError(f"providers.{name}: base_url is missing, and {name} is not a well-known provider")
     key = config.api_key or (os.environ.get(row.key_env) if row is not None and row.key_env else None)
-    is_anthropic = kind == "anthropic"
+    is_anthropic = _kind(name, config) == "anthropic"
     if is_anthropic:
         headers = {"anthropic-version": _ANTHROPIC_VERSION, **({"x-api-key": key} if key else {})}
     else:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-    endpoint = Endpoint(
+    return Endpoint(
         name=name,
         vendor=config.price_book or (row.vendor if row is not None else name),
         url=base_url.rstrip("/") + ("/messages" if is_anthropic else "/chat/completions"),
@@ -281,7 +308,6 @@ def _provider(name: str, config: ProviderConfig, transport: Transport) -> HttpPr
         timeouts=Timeouts(**config.timeouts.model_dump()),
         models=config.models,
     )
-    return HttpProvider(endpoint, AnthropicMessagesClient() if is_anthropic else OpenAiChatClient(), transport)
 
 
 def _prices(config: Config) -> PriceBook:

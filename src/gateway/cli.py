@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from gateway import api_reference, config_reference
-from gateway.app import Gateway
+from gateway.app import START_UP_ERRORS, Gateway, validate
 from gateway.config import Config, ConfigError, Environment, load
 from gateway.server import serve as run_server
 from gateway.telemetry import configure_logs
@@ -48,18 +48,20 @@ def serve() -> None:
     gateway = Gateway(config, environment)
     try:
         started = run_server(gateway, lambda port: _announce(gateway, port))
-    except KeyboardInterrupt:
-        return
+    except START_UP_ERRORS as error:
+        _fail(str(error))
     except SystemExit:
-        _fail(gateway.start_up_error or "The gateway did not start.")
+        _fail(f"The gateway cannot listen on {environment.host}:{environment.port}.")
     if not started:
-        _fail(gateway.start_up_error or "The gateway did not start.")
+        raise typer.Exit(1)
 
 
 def _load() -> tuple[Environment, Config]:
     try:
         environment = Environment()
-        return environment, load(environment)
+        config = load(environment)
+        validate(config)
+        return environment, config
     except (ConfigError, ValueError) as error:
         _fail(str(error))
 
@@ -89,7 +91,7 @@ def config_check(
         _load()
     else:
         try:
-            load(Environment(config=Path(path)))
+            validate(load(Environment(config=Path(path))))
         except ConfigError as error:
             _fail(str(error))
     typer.echo("The configuration is valid.")
@@ -158,7 +160,7 @@ def keys_revoke(account: str, key_id: str) -> None:
     typer.echo("revoked")
 
 
-@credits.command("add")
+@credits.command("add", context_settings={"ignore_unknown_options": True})
 def credits_add(
     account: str,
     amount_usd: str,

@@ -15,13 +15,18 @@ def reference() -> str:
     for name, field in Environment.model_fields.items():
         lines.append(f"| `GATEWAY_{name.upper()}` | {_default(field)} | {field.description} |")
     lines += ["", "## gateway.yaml", "", "Any value may be `${ENV_NAME}`.", ""]
-    seen: list[type[BaseModel]] = [Config]
-    for section in seen:
-        title = "The file" if section is Config else f"`{section.__name__.removesuffix('Config').lower()}`"
-        lines += [f"### {title}", "", section.__doc__ or "", "", "| key | default | |", "|---|---|---|"]
+    sections: dict[type[BaseModel], str] = {Config: "The file"}
+    queue: list[type[BaseModel]] = [Config]
+    for section in queue:
+        lines += [f"### {sections[section]}", "", section.__doc__ or "", "", "| key | default | |", "|---|---|---|"]
         for name, field in section.model_fields.items():
             lines.append(f"| `{name}` | {_default(field)} | {field.description} |")
-            seen += [inner for inner in _sections(field.annotation) if inner not in seen]
+            path = name if section is Config else f"{sections[section].strip('`')}.{name}"
+            for inner in _sections(field.annotation):
+                if inner not in sections:
+                    is_named = "dict" in str(field.annotation)
+                    sections[inner] = f"`{path}.NAME`" if is_named else f"`{path}`"
+                    queue.append(inner)
         lines.append("")
     return "\n".join(lines)
 
@@ -32,7 +37,7 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.default
     if isinstance(value, BaseModel) or value is None or value == {} or value == ():
         return ""
-    return f"`{value}`"
+    return f"`{', '.join(map(str, value))}`" if isinstance(value, tuple) else f"`{value}`"
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -338,8 +338,11 @@ class Exchange:
         bill, refund = self._bill(ending)
         now = time.monotonic()
         upstream = self._upstream
+        for attempt in self._attempts:
+            self._services.telemetry.attempt_failed(self._request_id, attempt)
+        tried = self._attempts[-1].target if self._attempts else ""
         record = self._facts(
-            target=upstream.target.name if upstream is not None else "",
+            target=upstream.target.name if upstream is not None else tried,
             outcome=ending.outcome.value,
             reason=ending.reason,
             input_tokens=bill.usage.input,
@@ -353,7 +356,7 @@ class Exchange:
             cost=bill.cost_microusd,
             first_token_ms=int((self._first_event_at - self._started_at) * 1000) if self._first_event_at else 0,
             duration_ms=int((now - self._started_at) * 1000),
-            attempts=len(self._attempts) + 1,
+            attempts=len(self._attempts) + (upstream is not None),
         )
         usage = msgspec.json.encode(record)
         self._reservation.settle(Posting(actual=bill.cost_microusd, outcome=record.outcome, refund=refund, usage=usage))

@@ -98,14 +98,14 @@ class Router:
 
         Raises the last target's ``ProviderError``, or ``RequestError`` for what a target cannot take.
         """
-        for target in targets[:-1]:
+        for target in targets:
             try:
                 return await _begin(request, target)
             except ProviderError as error:
                 attempts.append(Attempt(target=target.name, code=error.code.value, status=error.status))
-                if not error.retryable:
+                if target is targets[-1] or not error.retryable:
                     raise
-        return await _begin(request, targets[-1])
+        raise AssertionError("a name resolves to at least one target")
 
 
 async def _begin(request: Request, target: Target) -> Upstream:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+import uvloop
 
 from gateway.app import Gateway
 from gateway.http.server_protocol import GuardedProtocol
@@ -32,8 +33,7 @@ class GatewayServer(uvicorn.Server):
                 host=environment.host,
                 port=environment.port,
                 http=GuardedProtocol,
-                loop="uvloop",
-                lifespan="on",
+                lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -72,7 +72,15 @@ class GatewayServer(uvicorn.Server):
 
 
 def serve(gateway: Gateway, on_ready: Callable[[int], None]) -> bool:
-    """Run until a signal; returns whether it had started."""
-    server = GatewayServer(gateway, on_ready)
-    server.run()
-    return server.started
+    """Run until a signal; returns whether it served. Raises what ``Gateway.running`` raises."""
+
+    async def run() -> bool:
+        async with gateway.running():
+            server = GatewayServer(gateway, on_ready)
+            await server.serve()
+            # Requests that uvicorn cancelled at the last moment run their ends before anything is taken from them.
+            await asyncio.sleep(0.1)
+            return server.started
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run())

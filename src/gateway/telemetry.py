@@ -17,9 +17,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from gateway.canonical.caller import Caller
 from gateway.ledger import UsageRecord
 from gateway.metering.prices import usd_string
+from gateway.router import Attempt
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _REDIS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+_TARGETS_MAX = 500
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -116,6 +119,12 @@ class Telemetry:
         self.refusals = Counter(
             "gateway_refusals", "Requests refused before a provider was called.", ("code",), registry=self.registry
         )
+        self.provider_errors = Counter(
+            "gateway_provider_errors",
+            "Calls to a provider that failed before its first event.",
+            ("provider", "code"),
+            registry=self.registry,
+        )
         self.in_flight = Gauge("gateway_streams_in_flight", "Requests running now.", registry=self.registry)
         self.tokens = Counter("gateway_tokens", "Tokens billed.", ("target", "direction"), registry=self.registry)
         self.cost = Counter("gateway_cost_microusd", "Cost of requests, in µ$.", ("target",), registry=self.registry)
@@ -144,7 +153,7 @@ class Telemetry:
         key = (record.target, record.outcome)
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = _TargetMetrics(self, record.target or "none", record.outcome)
+            series = self._series_of(record.target or "none", record.outcome)
         series.requests.inc()
         series.input.inc(record.input_tokens)
         series.output.inc(record.output_tokens)
@@ -169,6 +178,22 @@ class Telemetry:
                 first_token_ms=record.first_token_ms,
                 duration_ms=record.duration_ms,
             )
+        )
+
+    def _series_of(self, target: str, outcome: str) -> _TargetMetrics:
+        """The series of a target: its own while there are not too many, since some providers take any model's name."""
+        targets = {known for known, _ in self._series}
+        label = target if target in targets or len(targets) < _TARGETS_MAX else "other"
+        series = _TargetMetrics(self, label, outcome)
+        if label == target:
+            self._series[target, outcome] = series
+        return series
+
+    def attempt_failed(self, request_id: str, attempt: Attempt) -> None:
+        """Count a call to a provider that came to nothing before the client was shown anything, and write its line."""
+        self.provider_errors.labels(attempt.target.partition("/")[0], attempt.code).inc()
+        self._log.warning(
+            "attempt_failed", request_id=request_id, target=attempt.target, code=attempt.code, status=attempt.status
         )
 
     def refused(self, request_id: str, caller: Caller | None, code: str) -> None:

@@ -47,6 +47,7 @@ class ErrorCode(StrEnum):
     DRAINING = "draining"
     PROVIDER_TIMEOUT = "provider_timeout"
     PROVIDER_UNAVAILABLE = "provider_unavailable"
+    PROVIDER_OVERLOADED = "provider_overloaded"
     PROVIDER_RATE_LIMITED = "provider_rate_limited"
     PROVIDER_REJECTED = "provider_rejected"
     PROVIDER_PROTOCOL_ERROR = "provider_protocol_error"
@@ -90,7 +91,12 @@ class ErrorCode(StrEnum):
                 return 500
             case ErrorCode.PROVIDER_PROTOCOL_ERROR | ErrorCode.STREAM_TRUNCATED | ErrorCode.PROVIDER_UNAVAILABLE:
                 return 502
-            case ErrorCode.CREDIT_STORE_UNAVAILABLE | ErrorCode.IDENTITY_UNAVAILABLE | ErrorCode.DRAINING:
+            case (
+                ErrorCode.CREDIT_STORE_UNAVAILABLE
+                | ErrorCode.IDENTITY_UNAVAILABLE
+                | ErrorCode.DRAINING
+                | ErrorCode.PROVIDER_OVERLOADED
+            ):
                 return 503
             case ErrorCode.PROVIDER_TIMEOUT:
                 return 504

@@ -185,11 +185,12 @@ class Order:
         if kind in _WHOLE_STREAM:
             return
         choice: int = event.choice  # type: ignore[attr-defined]
-        phase = self._phases.get(choice, Phase.OPEN)
-        following = TRANSITIONS[phase].get(kind)
+        phase = self._phases.get(choice)
+        following = TRANSITIONS[phase or Phase.OPEN].get(kind)
         if following is None:
             raise ProviderProtocolError(
-                f"The provider sent {kind.__name__} while choice {choice} was {phase.value}.", provider=provider
+                f"The provider sent {kind.__name__} while choice {choice} was {(phase or Phase.OPEN).value}.",
+                provider=provider,
             )
         if following is not phase:
             self._phases[choice] = following

@@ -274,7 +274,7 @@ def _add_usage(router: APIRouter, admin: Admin) -> None:
         account: str | None = None,
         start: Annotated[Time | None, Query(alias="from")] = None,
         end: Annotated[Time | None, Query(alias="to")] = None,
-        cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,19}-[0-9]{1,19}-[a-z0-9_-]{1,64}$")] = None,
+        cursor: Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,18}-[0-9]{1,19}-[a-z0-9_-]{1,64}$")] = None,
         count: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> UsagePage:
         if account is not None:

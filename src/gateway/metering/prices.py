@@ -121,7 +121,8 @@ def _from_book(vendor: str, model: str) -> PriceSchedule | None:
     if prices.input_mtok is None or prices.output_mtok is None:
         return None
     starts = sorted({tier.start for kind in _KINDS for tier in _tiers(getattr(prices, kind))})
-    return PriceSchedule(_price_at(prices, 0), tuple((start, _price_at(prices, start)) for start in starts))
+    # The book's tiers apply beyond their start, ours from theirs on.
+    return PriceSchedule(_price_at(prices, 0), tuple((start + 1, _price_at(prices, start + 1)) for start in starts))
 
 
 _KINDS = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok")
@@ -136,7 +137,7 @@ def _price_at(prices: ModelPrice, input_tokens: int) -> Price:
     for kind in _KINDS:
         rate = getattr(prices, kind)
         if isinstance(rate, TieredPrices):
-            applicable = [tier.price for tier in rate.tiers if input_tokens >= tier.start]
+            applicable = [tier.price for tier in rate.tiers if input_tokens > tier.start]
             rate = applicable[-1] if applicable else rate.base
         rates.append(None if rate is None else picousd_per_token(rate))
     return Price(input=rates[0] or 0, output=rates[1] or 0, cache_read=rates[2], cache_write=rates[3])

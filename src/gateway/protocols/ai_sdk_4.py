@@ -120,6 +120,8 @@ class ChatBody(msgspec.Struct, frozen=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     topP: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: int | None = None
+    reasoningEffort: str | None = None
+    thinking: dict[str, Any] | None = None
     tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
 
 
@@ -145,6 +147,8 @@ class AiSdk4Server:
             output_tokens_max=chat.maxTokens,
             tools=tuple(chat.tools or ()),
             sampling=Sampling(temperature=chat.temperature, top_p=chat.topP, seed=chat.seed),
+            effort=chat.reasoningEffort,
+            thinking=chat.thinking,
         )
 
     def encoder(self, request: Request, meta: StreamMeta) -> Encoder:

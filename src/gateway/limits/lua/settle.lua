@@ -44,6 +44,8 @@ redis.call('ZREM', L, sid)
 redis.call('HSET', R, 'st', 'done', 'h', '0', 'c', int(charge), 'o', int(absorbed), 't1', int(now))
 redis.call('HDEL', R, 'm')
 redis.call('PEXPIRE', R, int(retention))
+-- A stream that Redis never admitted and that cost nothing is no movement.
+if code == 4 and charge == 0 and absorbed == 0 then return {code, 0, 0} end
 redis.call('XADD', G, 'MINID', '~', int(now - ledger_keep), '*', 'op', code == 3 and 'trueup' or 'post',
   'sid', sid, 'd', int(delta), 'o', int(absorbed), 'out', outcome, 'rec', usage)
 return {code, charge, absorbed}

@@ -87,8 +87,12 @@ def _classify(meaning: int, vendor_text: str, provider: str, status: int | None)
         case _ if 400 <= meaning < 500:
             text = mask(vendor_text) or "The provider rejected the request and gave no reason."
             return ProviderRejected(text, provider=provider, status=status)
+        case 503 | 529:
+            return ProviderUnavailable(
+                "The provider is overloaded.", provider=provider, status=status, code=ErrorCode.PROVIDER_OVERLOADED
+            )
         case _ if meaning >= 500:
-            return ProviderUnavailable("The provider is overloaded or out of order.", provider=provider, status=status)
+            return ProviderUnavailable("The provider is out of order.", provider=provider, status=status)
         case _:
             return ProviderProtocolError(
                 "The provider answered with a status that is neither success nor error.",

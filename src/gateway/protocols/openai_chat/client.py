@@ -336,6 +336,10 @@ def provider_error(status: int | None, error: Any, provider: str) -> ProviderErr
             return ProviderRateLimited("The provider's rate limit is reached.", provider=provider, status=status)
         case 408 | 504:
             return ProviderTimeout("The provider timed out.", provider=provider, status=status)
+        case 503 | 529:
+            return ProviderUnavailable(
+                "The provider is overloaded.", provider=provider, status=status, code=ErrorCode.PROVIDER_OVERLOADED
+            )
         case _ if status >= 500:
             return ProviderUnavailable(f"The provider failed with status {status}.", provider=provider, status=status)
         case 404:

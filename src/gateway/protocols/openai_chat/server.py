@@ -75,7 +75,7 @@ def _error_type(code: ErrorCode) -> str:
             return "insufficient_quota"
         case ErrorCode.RATE_LIMIT_EXCEEDED | ErrorCode.CONCURRENCY_LIMIT_EXCEEDED | ErrorCode.PROVIDER_RATE_LIMITED:
             return "rate_limit_error"
-        case ErrorCode.CREDIT_STORE_UNAVAILABLE | ErrorCode.IDENTITY_UNAVAILABLE | ErrorCode.DRAINING:
+        case _ if code.http_status == 503:
             return "service_unavailable_error"
         case _:
             return "invalid_request_error" if code.http_status < 500 else "server_error"

@@ -78,7 +78,14 @@ class Gateway:
         self.dev_key: str | None = None
         self._tasks = TaskOwner()
         self._embedded = None if environment.redis_url else EmbeddedRedis(self.data_dir / "redis")
-        self._fastapi = FastAPI(title="Gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+        self._fastapi = FastAPI(
+            title="Gateway",
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+            redirect_slashes=False,
+        )
         self.app = Front(self._fastapi, cors_origins=config.server.cors_origins)
         add_error_handlers(self._fastapi, {"/api/": AiSdk4Server()}, OpenAiChatServer())
 

@@ -3,6 +3,7 @@
 from urllib.parse import parse_qsl
 
 import msgspec
+import structlog
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,12 +12,15 @@ from starlette.routing import Route
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
 from gateway.downstream import Downstream
+from gateway.endings import broke_error
 from gateway.exchange import Exchange, Services
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.server_protocol import reset_of
 from gateway.identity.authenticator import Authenticator
 from gateway.protocols.wire import Reply, ServerRole, check_model_name
 from gateway.router import ModelEntry
+
+_log = structlog.get_logger()
 
 _LISTED_SINCE = 1_735_689_600  # 2025-01-01: models have no date of their own here, and clients want a number
 
@@ -49,6 +53,10 @@ class InferenceEndpoint:
         except GatewayError as error:
             self._services.telemetry.refused(request_id, caller, error.code.value)
             await downstream.reply(_closing(self._protocol.encode_error(error), error))
+            return
+        except Exception:
+            _log.exception("request_broke", request_id=request_id)
+            await downstream.reply(self._protocol.encode_error(broke_error()))
             return
         await Exchange(self._services, self._protocol, request, caller, request_id).run(receive, downstream)
 

@@ -126,7 +126,7 @@ async def test_what_the_provider_refuses_is_a_bad_request_in_its_own_words(
         (404, sdk.NotFoundError, "model_not_found"),
         (429, sdk.RateLimitError, "provider_rate_limited"),
         (500, sdk.InternalServerError, "provider_unavailable"),
-        (503, sdk.InternalServerError, "provider_unavailable"),
+        (503, sdk.InternalServerError, "provider_overloaded"),
         (504, sdk.InternalServerError, "provider_timeout"),
     ],
 )

@@ -308,7 +308,7 @@ async def test_a_refusal_ends_for_its_content(upstream: Upstream, client: AsyncO
         (401, sdk.InternalServerError, "provider_unavailable"),
         (429, sdk.RateLimitError, "provider_rate_limited"),
         (500, sdk.InternalServerError, "provider_unavailable"),
-        (529, sdk.InternalServerError, "provider_unavailable"),
+        (529, sdk.InternalServerError, "provider_overloaded"),
     ],
 )
 @BOTH
@@ -333,7 +333,7 @@ async def test_an_error_within_the_stream_is_raised_after_what_came(
         async for chunk in await client.chat.completions.create(**ASK, stream=True):
             said += chunk.choices[0].delta.content or ""
     assert said == "Hello, "
-    expected = {"error_event": "provider_unavailable", "garbage": "provider_protocol_error"}
+    expected = {"error_event": "provider_overloaded", "garbage": "provider_protocol_error"}
     assert caught.value.code == expected.get(fault, "stream_truncated")
 
 

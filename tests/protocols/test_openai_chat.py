@@ -85,9 +85,8 @@ def test_a_whole_answer_says_the_same(name: str) -> None:
     answer = json.loads(output)
     (choice,) = answer["choices"]
     message = choice["message"]
-    calls = [
-        (one["id"], one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls", ())
-    ]
+    made = message.get("tool_calls", ())
+    calls = [(one["id"], one["function"]["name"], one["function"]["arguments"]) for one in made]
     reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
     assert Said(message["content"] or "", reasoning, "", calls, choice["finish_reason"]) == said
     assert answer["object"] == "chat.completion"

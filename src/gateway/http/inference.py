@@ -17,7 +17,8 @@ from gateway.exchange import Exchange, Services
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.server_protocol import reset_of
 from gateway.identity.authenticator import Authenticator
-from gateway.protocols.wire import Reply, ServerRole, check_model_name
+from gateway.protocols.bodies import check_model_name
+from gateway.protocols.wire import Reply, ServerRole
 from gateway.router import ModelEntry
 
 _log = structlog.get_logger()

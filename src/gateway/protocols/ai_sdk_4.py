@@ -42,18 +42,8 @@ from gateway.canonical.request import (
     ToolResult,
 )
 from gateway.canonical.usage import Usage
-from gateway.protocols.wire import (
-    STREAM_HEADERS,
-    Cut,
-    Encoder,
-    Reply,
-    StreamMeta,
-    check_base64,
-    check_model_name,
-    decode_json,
-    json_reply,
-    retry_headers,
-)
+from gateway.protocols.bodies import check_base64, check_model_name, decode_json
+from gateway.protocols.wire import STREAM_HEADERS, Cut, Encoder, Reply, StreamMeta, json_reply, retry_headers
 
 NAME = "ai_sdk_4"
 

@@ -24,6 +24,7 @@ from gateway.canonical.request import (
     ToolChoice,
     ToolResult,
 )
+from gateway.protocols.bodies import check_base64, check_model_name, decode_fields, decode_json
 from gateway.protocols.openai_chat import NAME
 from gateway.protocols.openai_chat.shapes import (
     ChatMessage,
@@ -33,7 +34,6 @@ from gateway.protocols.openai_chat.shapes import (
     ReasoningDetail,
     ResponseFormat,
 )
-from gateway.protocols.wire import check_base64, check_model_name, decode_fields, decode_json
 
 _REQUEST = msgspec.json.Decoder(ChatRequest)
 

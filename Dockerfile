@@ -18,7 +18,7 @@ ENV PATH=/opt/gateway/bin:$PATH \
     GATEWAY_HOST=0.0.0.0 \
     GATEWAY_PORT=8080 \
     GATEWAY_DATA_DIR=/data
-USER gateway
+USER 10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8080

@@ -61,7 +61,8 @@ def heard(output: bytes, *, include_usage: bool = True) -> dict[int, Said]:
     assert output.endswith(DONE) and output.count(b"[DONE]") == 1
     frames = output.split(b"\n\n")
     assert frames.pop() == b"" and frames.pop() == b"data: [DONE]"
-    chunks = [json.loads(frame.removeprefix(b"data: ")) for frame in frames if not frame.startswith(b":")]
+    assert all(frame.startswith(b"data: {") and b"\n" not in frame for frame in frames), "one line per event"
+    chunks = [json.loads(frame.removeprefix(b"data: ")) for frame in frames]
     with_usage = [number for number, one in enumerate(chunks) if one.get("usage")]
     assert with_usage == ([len(chunks) - 1] if include_usage else [])
     assert not include_usage or chunks[-1]["choices"] == []

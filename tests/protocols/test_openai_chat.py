@@ -197,7 +197,7 @@ class TestBrokenStreams:
         CLIENT.decode_error(500, b"".join(chunks), "up")
 
     @given(odd=odd, finish=st.none() | st.text(max_size=5), top=odd)
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_any_json_in_any_place_is_never_an_exception(
         self, odd: dict[str, Any], finish: str | None, top: dict[str, Any]
     ) -> None:

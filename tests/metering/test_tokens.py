@@ -1,0 +1,124 @@
+"""Counting: exact where the tokenizer is known, a bound where it is not, and attachments by their size."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.canonical.request import (
+    Audio,
+    Document,
+    Image,
+    JsonSchema,
+    Message,
+    Opaque,
+    Part,
+    Reasoning,
+    Refusal,
+    Request,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+)
+from gateway.metering import tokens
+from gateway.metering.tokens import count_bytes, count_input, counter
+
+O200K = counter()
+words = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_size=20)
+
+
+def asked(*parts: Part, **fields: Any) -> Request:
+    return Request(format="openai_chat", model="m", messages=(Message("user", parts),), **fields)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "expected"),
+    [
+        ("o200k", "Hello, world!", 4),
+        ("cl100k", "Hello, world!", 4),
+        ("o200k", "antidisestablishmentarianism", 6),
+        ("bytes", "Zürich", 7),
+        ("o200k", "", 0),
+        ("o200k", "<|endoftext|>", 7),
+    ],
+)
+def test_known_tokenizers_are_exact(tokenizer: str, text: str, expected: int) -> None:
+    assert counter(tokenizer)(text) == expected
+
+
+@given(st.text())
+def test_bytes_bound_every_tokenizer(text: str) -> None:
+    assert O200K(text) <= count_bytes(text)
+    assert counter("cl100k")(text) <= count_bytes(text)
+
+
+@given(st.lists(st.text(), max_size=10))
+def test_bytes_are_the_same_however_a_text_is_cut(pieces: list[str]) -> None:
+    assert sum(map(count_bytes, pieces)) == count_bytes("".join(pieces))
+
+
+@given(words, st.data())
+def test_a_text_cut_between_its_words_never_counts_less_than_the_whole(pieces: list[str], data: st.DataObject) -> None:
+    # Within a word it may, by a token: byte pair encoding is greedy, and two halves can merge better than the whole.
+    spaced = [pieces[0], *(f" {word}" for word in pieces[1:])]
+    cut = data.draw(st.integers(0, len(spaced)))
+    whole = O200K("".join(spaced))
+    assert O200K("".join(spaced[:cut])) + O200K("".join(spaced[cut:])) >= whole
+
+
+def test_a_lone_surrogate_is_counted_and_not_raised() -> None:
+    assert count_bytes("\ud800") == 3
+
+
+def test_without_the_compiled_tokenizer_the_bound_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_bpe", None)
+    assert counter("o200k") is count_bytes
+
+
+async def test_everything_the_model_reads_is_counted() -> None:
+    request = Request(
+        format="openai_chat",
+        model="m",
+        messages=(
+            Message("system", (Text("12345"),)),
+            Message("assistant", (Refusal("12"), Reasoning("123"), Reasoning(redacted="1234"))),
+            Message("assistant", (ToolCall("i", "n", "{}"),)),
+            Message("tool", (ToolResult("i", (Text("1234567"), Image(url="https://x/y"))),)),
+        ),
+    )
+    fixed = 3 + 4 * 4
+    texts = 5 + 2 + 3 + 4 + len("n{}") + 7
+    assert await count_input(request, count_bytes) == fixed + texts + 1600
+
+
+async def test_tools_and_schemas_count_as_the_json_they_are_sent_as() -> None:
+    bare = await count_input(asked(Text("x")), count_bytes)
+    tool = Tool(name="weather", parameters={"type": "object"})
+    with_tool = await count_input(asked(Text("x"), tools=(tool,)), count_bytes)
+    assert with_tool - bare >= len('{"name":"weather","parameters":{"type":"object"}}')
+    schema = JsonSchema(schema={"type": "object"})
+    assert await count_input(asked(Text("x"), json_schema=schema), count_bytes) - bare == len('{"type":"object"}')
+    assert await count_input(asked(Text("x"), json_schema=JsonSchema()), count_bytes) == bare
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (Image(data="A" * 10_000, media_type="image/png"), 1600),
+        (Document(data="A" * 4000, media_type="application/pdf"), 1000),
+        (Audio(data="A" * 400, format="wav"), 100),
+        (Document(file_id="file-1"), 0),
+        (Opaque("video"), 0),
+    ],
+)
+async def test_attachments_count_by_kind_and_size(part: Part, expected: int) -> None:
+    assert await count_input(asked(part), count_bytes) == 3 + 4 + expected
+
+
+async def test_a_long_text_is_counted_beside_the_loop_and_alike() -> None:
+    short = "lorem ipsum " * 10
+    long = short * 1000
+    assert await count_input(asked(Text(long)), O200K) == 7 + O200K(long)
+    assert await count_input(asked(Text(short)), O200K) == 7 + O200K(short)

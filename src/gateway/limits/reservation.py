@@ -154,7 +154,8 @@ class Reservation:
         reply = done.result()
         if reply.code in (_DONE, _SUSPENDED):
             self.held = reply.held
-            self._renewed(asked_at)
+            if not self.is_settled:
+                self._renewed(asked_at)
         self._shortfall = _SHORTFALLS.get(reply.code)
 
     def settle(self, posting: Posting) -> None:
@@ -162,6 +163,7 @@ class Reservation:
         if self.is_settled:
             return
         self.is_settled = True
+        self._lease_deadline = 0.0
         self._books.settlements.post(Settlement(self.stream, posting, self._slot))
 
 

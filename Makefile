@@ -8,7 +8,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types fmt bench docs clean
+.PHONY: help run test lint types fmt bench bench-peers docs clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,8 +43,11 @@ fmt: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix --quiet src tests benchmarks
 	$(BIN)/ruff format --quiet src tests benchmarks
 
-bench: $(VENV)/.dev ## cost per request and per chunk, beside a direct call and LiteLLM
+bench: bench-peers ## cost per request and per chunk, beside a direct call and LiteLLM
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers: $(VENV)/.dev ## install LiteLLM into an environment of its own
+	$(BIN)/python -m benchmarks.peers
 
 docs: $(VENV)/.run ## write the generated references anew
 	$(BIN)/gateway config reference > docs/configuration.md

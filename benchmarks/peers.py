@@ -43,5 +43,6 @@ def install() -> Path:
 
 
 if __name__ == "__main__":
-    install()
+    if litellm_python() is None:
+        install()
     print(f"LiteLLM {litellm_version()} is ready.")

@@ -1,7 +1,7 @@
 """Reading the ledger back: pages over several accounts hold every row once, newest first."""
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -14,19 +14,6 @@ from tests.harness import RedisServer
 
 BASE_MS = 1_700_000_000_000
 END_MS = 2 * BASE_MS
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture
-def store(server: RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ class World:
         teller = self.rnd.choice(self.tellers)
         weights = {
             **{self.grant: 2, self.reserve: 16, self.extend: 24, self.settle: 10, self.repeat: 10},
-            **{self.settle_unheard: 2, self.lapse: 4, self.kill_gateway: 1, self.reap: 4, self.suspend: 1},
+            **{self.settle_unheard: 2, self.lapse: 8, self.kill_gateway: 1, self.reap: 8, self.suspend: 1},
         }
         happen = self.rnd.choices(list(weights), list(weights.values()))[0]
         await happen(teller, f"s{number}")
@@ -109,7 +109,7 @@ class World:
         if self.rnd.random() < 0.3:
             reply = await retrying(call, 5)
         code = reply.reaped if name == "reap" else reply.code
-        self.codes[name, min(code, 4)] += 1
+        self.codes[name.removesuffix(" again"), min(code, 4)] += 1
         return reply
 
     async def grant(self, teller: Teller, _: str) -> None:

@@ -16,15 +16,15 @@ settings.load_profile("gateway")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
+def redis_server() -> Iterator[RedisServer]:
     """A redis-server of the module's own."""
     with RedisServer() as running:
         yield running
 
 
 @pytest.fixture
-def store(server: RedisServer) -> Iterator[Redis]:
+def store(redis_server: RedisServer) -> Iterator[Redis]:
     """The same server seen from outside of our code, empty."""
-    with Redis.from_url(server.url) as client:
+    with Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client

@@ -17,8 +17,8 @@ END_MS = 2 * BASE_MS
 
 
 @pytest.fixture
-async def ledger(server: RedisServer, store: Redis) -> AsyncIterator[Ledger]:
-    owner = RedisOwner(server.url, timeout_s=5)
+async def ledger(redis_server: RedisServer, store: Redis) -> AsyncIterator[Ledger]:
+    owner = RedisOwner(redis_server.url, timeout_s=5)
     owner.start()
     yield Ledger(owner)
     await owner.aclose()

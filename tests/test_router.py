@@ -121,6 +121,11 @@ class TestOpening:
             ((NEVER,), "provider_timeout", None),
             ((Batch([]), Batch([]), NEVER), "provider_timeout", None),
             ((Batch([Frame((Failure(down("a")),))]),), "provider_unavailable", 503),
+            (
+                (Batch([Frame((MessageStart("i", "m", 1),)), Frame((Failure(down("a")),))]),),
+                "provider_unavailable",
+                503,
+            ),
             ((Batch([]),), "stream_truncated", None),
             ((), "stream_truncated", None),
         ],

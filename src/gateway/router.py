@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import msgspec
 
 from gateway.canonical.errors import ErrorCode, ProviderError, ProviderTimeout, RequestError, StreamTruncated
-from gateway.canonical.events import Batch, Failure
+from gateway.canonical.events import Batch, Failure, MessageStart, UsageReport
 from gateway.canonical.request import Request
 from gateway.metering.prices import PriceBook, PriceSchedule
 from gateway.providers.provider import Call, Provider
@@ -130,9 +130,20 @@ async def _first_batch(batches: AsyncGenerator[Batch, None]) -> Batch:
     while True:  # a provider may send comments while it thinks; the caller's timeout bounds that
         batch = await anext(batches)
         if batch.frames:
-            failure = batch.frames[0].events[0] if batch.frames[0].events else None
-            if isinstance(failure, Failure):
+            failure = _early_failure(batch)
+            if failure is not None:
                 raise failure.error
             return batch
         if batch.is_last:
             return batch
+
+
+def _early_failure(batch: Batch) -> Failure | None:
+    """A failure before which the model said nothing: another target may still be asked."""
+    for frame in batch.frames:
+        for event in frame.events:
+            if isinstance(event, Failure):
+                return event
+            if not isinstance(event, MessageStart | UsageReport):
+                return None
+    return None

@@ -19,8 +19,8 @@ from tests.harness import RedisServer
 
 
 @pytest.fixture
-async def owner(server: RedisServer, store: Redis) -> AsyncIterator[RedisOwner]:
-    running = RedisOwner(server.url, timeout_s=0.5)
+async def owner(redis_server: RedisServer, store: Redis) -> AsyncIterator[RedisOwner]:
+    running = RedisOwner(redis_server.url, timeout_s=0.5)
     running.start()
     yield running
     await running.aclose()
@@ -144,11 +144,11 @@ async def test_keys_are_listed_for_their_account(issuer: ApiKeys) -> None:
 
 
 async def test_with_redis_away_a_key_seen_lately_is_believed_for_a_while(
-    issuer: ApiKeys, owner: RedisOwner, server: RedisServer, clock: Clock
+    issuer: ApiKeys, owner: RedisOwner, redis_server: RedisServer, clock: Clock
 ) -> None:
     made, unseen = [await issuer.create("acme", name="n") for _ in range(2)]
     await issuer.verify(made.token)
-    server.signal(signal.SIGSTOP)
+    redis_server.signal(signal.SIGSTOP)
     try:
         clock.skipped_s = 30
         assert (await issuer.verify(made.token)).account == "acme"
@@ -162,7 +162,7 @@ async def test_with_redis_away_a_key_seen_lately_is_believed_for_a_while(
         with pytest.raises(StoreUnavailable):
             await issuer.revoke("acme", made.id)
     finally:
-        server.signal(signal.SIGCONT)
+        redis_server.signal(signal.SIGCONT)
     assert await retrying(lambda: owner.call("PING"), 10) == b"PONG"
     assert (await issuer.verify(unseen.token)).account == "acme"
 

@@ -90,8 +90,12 @@ class _Call:
         return packed
 
     def answer(self, reply: Any) -> None:
-        if not self.future.done():
+        if self.future.done():
+            return
+        try:
             self.future.set_result(reply if self.parse is None else self.parse(reply))
+        except (TypeError, ValueError) as error:  # a script answered in another shape than its stub expects
+            self.future.set_exception(error)
 
     def refuse(self, error: Exception) -> None:
         if not self.future.done():

@@ -18,14 +18,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@echo "Installing into $(VENV); the first time this takes a minute."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: $(VENV)/.run ## start the gateway on 127.0.0.1:8080
+run: $(VENV)/.run ## start the gateway on 127.0.0.1:8080, or on GATEWAY_PORT
 	@exec $(BIN)/gateway serve
 
 test: $(VENV)/.dev ## run the whole suite

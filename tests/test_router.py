@@ -19,7 +19,7 @@ from gateway.canonical.events import Batch, Failure, Frame, MessageStart, TextDe
 from gateway.canonical.request import Request
 from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule
 from gateway.providers.provider import Call, Timeouts
-from gateway.router import Attempt, Router
+from gateway.router import Attempt, Calls, Router
 
 PRICE = PriceSchedule(Price(input=1, output=2))
 REQUEST = Request(format="openai_chat", model="fast", messages=())
@@ -40,6 +40,9 @@ class Scripted:
         self.acts = acts
         self.calls: list[Call] = []
         self.is_open = False
+
+    def knows(self, model: str) -> bool:
+        return True
 
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         self.calls.append(call)
@@ -100,12 +103,13 @@ class TestNames:
 
 class TestOpening:
     async def opened(self, *providers: Scripted) -> tuple[str, list[Attempt]]:
-        one, attempts = router(*providers, fast=tuple(f"{p.name}/m" for p in providers)), list[Attempt]()
-        upstream = await one.open(REQUEST, one.resolve("fast"), attempts)
+        one, calls = router(*providers, fast=tuple(f"{p.name}/m" for p in providers)), Calls()
+        upstream = await one.open(REQUEST, one.resolve("fast"), calls)
+        assert calls.current is upstream.target
         assert upstream.first is HELLO
         await upstream.batches.aclose()
         assert not any(provider.is_open for provider in providers)
-        return upstream.target.name, attempts
+        return upstream.target.name, calls.failed
 
     async def test_the_first_target_that_begins_answers(self) -> None:
         first, second = Scripted("a", HELLO), Scripted("b", HELLO)
@@ -157,7 +161,7 @@ class TestOpening:
 
     async def test_an_answer_without_words_is_an_answer(self) -> None:
         one = router(Scripted("a", Batch([], is_last=True)))
-        upstream = await one.open(REQUEST, one.resolve("a/m"), [])
+        upstream = await one.open(REQUEST, one.resolve("a/m"), Calls())
         assert upstream.first.is_last
         await upstream.batches.aclose()
 

@@ -92,7 +92,10 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start everything, and stop it in the reverse order. Raises one of ``START_UP_ERRORS``."""
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"GATEWAY_DATA_DIR: {self.data_dir} cannot be used: {error.strerror}") from None
         async with contextlib.AsyncExitStack() as stack:
             await self._start(stack)
             yield
@@ -102,7 +105,10 @@ class Gateway:
         if self._embedded is not None:
             await self._embedded.start()
             stack.push_async_callback(self._embedded.stop)
-        redis = RedisOwner(self.environment.redis_url or (self._embedded.url if self._embedded else ""))
+            supervisor = TaskOwner()
+            supervisor.start(self._embedded.supervise(), "embedded-redis")
+            stack.push_async_callback(supervisor.aclose)
+        redis = _redis_owner(self.environment.redis_url or (self._embedded.url if self._embedded else ""))
         redis.on_round_trip = self.telemetry.redis.observe
         redis.start()
         stack.push_async_callback(redis.aclose)
@@ -199,6 +205,13 @@ class Gateway:
 def inference_roles() -> dict[str, ServerRole]:
     """The paths that models answer, each with the protocol it speaks."""
     return {"/v1/chat/completions": OpenAiChatServer(), "/api/ai/chat-stream": AiSdk4Server()}
+
+
+def _redis_owner(url: str) -> RedisOwner:
+    try:
+        return RedisOwner(url)
+    except ValueError as error:
+        raise ConfigError(f"GATEWAY_REDIS_URL: {error}") from None
 
 
 async def _reap_for_ever(admission: Admission, pause_s: float) -> None:

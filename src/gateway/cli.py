@@ -9,10 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 import msgspec
 import typer
+from pydantic import ValidationError
 
 from gateway import api_reference, config_reference
 from gateway.app import START_UP_ERRORS, Gateway, validate
@@ -51,19 +53,30 @@ def serve() -> None:
     except START_UP_ERRORS as error:
         _fail(str(error))
     except SystemExit:
-        _fail(f"The gateway cannot listen on {environment.host}:{environment.port}.")
+        _fail(
+            f"The gateway cannot listen on {environment.host}:{environment.port}. Does another one run there? "
+            "GATEWAY_PORT names another port."
+        )
     if not started:
         raise typer.Exit(1)
 
 
 def _load() -> tuple[Environment, Config]:
+    environment = _environment()
     try:
-        environment = Environment()
         config = load(environment)
         validate(config)
-        return environment, config
-    except (ConfigError, ValueError) as error:
+    except ConfigError as error:
         _fail(str(error))
+    return environment, config
+
+
+def _environment() -> Environment:
+    try:
+        return Environment()
+    except ValidationError as error:
+        problems = [f"GATEWAY_{'.'.join(map(str, p['loc'])).upper()}: {p['msg']}" for p in error.errors()]
+        _fail("\n".join(problems))
 
 
 def _announce(gateway: Gateway, port: int) -> None:
@@ -116,7 +129,7 @@ def accounts_create(
     tier: Annotated[str | None, typer.Option(help="A tier of the configuration.")] = None,
 ) -> None:
     """Make an account."""
-    _print(_call("POST", "/accounts", {"id": account, "name": name, **({"tier": tier} if tier else {})}))
+    _print_balance(_call("POST", "/accounts", {"id": account, "name": name, **({"tier": tier} if tier else {})}))
 
 
 @accounts.command("list")
@@ -128,7 +141,7 @@ def accounts_list() -> None:
 @accounts.command("show")
 def accounts_show(account: str) -> None:
     """Show an account and its balance."""
-    _print(_call("GET", f"/accounts/{account}"))
+    _print(_call("GET", f"/accounts/{_quoted(account)}"))
 
 
 @keys.command("create")
@@ -144,19 +157,19 @@ def keys_create(
         body["models"] = model
     if expires_at:
         body["expires_at"] = expires_at
-    _print(_call("POST", f"/accounts/{account}/keys", body))
+    _print(_call("POST", f"/accounts/{_quoted(account)}/keys", body))
 
 
 @keys.command("list")
 def keys_list(account: str) -> None:
     """List an account's keys."""
-    _print(_call("GET", f"/accounts/{account}/keys"))
+    _print(_call("GET", f"/accounts/{_quoted(account)}/keys"))
 
 
 @keys.command("revoke")
 def keys_revoke(account: str, key_id: str) -> None:
     """Refuse a key from now on."""
-    _call("DELETE", f"/accounts/{account}/keys/{key_id}")
+    _call("DELETE", f"/accounts/{_quoted(account)}/keys/{_quoted(key_id)}")
     typer.echo("revoked")
 
 
@@ -168,7 +181,7 @@ def credits_add(
 ) -> None:
     """Add credit in USD; a negative amount takes it back."""
     headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-    _print(_call("POST", f"/accounts/{account}/credits", {"amount_usd": amount_usd}, headers))
+    _print_balance(_call("POST", f"/accounts/{_quoted(account)}/credits", {"amount_usd": amount_usd}, headers))
 
 
 @app.command()
@@ -177,7 +190,7 @@ def usage(
     count: Annotated[int, typer.Option(min=1, max=1000, help="How many records.")] = 20,
 ) -> None:
     """Show what was charged, newest first."""
-    query = f"?count={count}" + (f"&account={account}" if account else "")
+    query = f"?count={count}" + (f"&account={_quoted(account)}" if account else "")
     for row in _call("GET", f"/usage{query}")["data"]:
         record = row["record"]
         tokens = f"{record.get('input_tokens', 0)}+{record.get('output_tokens', 0)}"
@@ -197,10 +210,13 @@ def chat(
     messages: list[dict[str, str]] = []
     while (line := _ask()) != "":
         messages.append({"role": "user", "content": line})
-        answer = ""
-        for piece in _stream(model, messages, token):
-            answer += piece
-            typer.echo(piece, nl=False)
+        answer, before = "", ""
+        for kind, piece in _stream(model, messages, token):
+            if piece and before == "reasoning" != kind:
+                typer.echo()
+            before = kind if piece else before
+            answer += piece if kind == "content" else ""
+            typer.secho(piece, nl=False, dim=kind != "content")
         typer.echo()
         messages.append({"role": "assistant", "content": answer})
 
@@ -212,7 +228,8 @@ def _ask() -> str:
         return ""
 
 
-def _stream(model: str, messages: list[dict[str, str]], token: str) -> Iterator[str]:
+def _stream(model: str, messages: list[dict[str, str]], token: str) -> Iterator[tuple[str, str]]:
+    """What the model says, as (kind, text): content, reasoning, or a note in brackets."""
     body = {"model": model, "messages": messages, "stream": True}
     headers = {"Authorization": f"Bearer {token}"}
     url = f"{_base_url()}/v1/chat/completions"
@@ -224,22 +241,35 @@ def _stream(model: str, messages: list[dict[str, str]], token: str) -> Iterator[
                 if line.startswith("data: {"):
                     yield from _pieces(json.loads(line[6:]))
     except httpx.HTTPError as error:
-        _fail(f"{url}: {error}")
+        _fail(_unreachable(url, error))
 
 
-def _pieces(chunk: dict[str, Any]) -> Iterator[str]:
+def _pieces(chunk: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "error" in chunk:
-        _fail(chunk["error"]["message"])
-    for choice in chunk["choices"]:
-        yield choice["delta"].get("content") or ""
+        yield "note", f"\n[{chunk['error']['message']}]"
+    for choice in chunk.get("choices", ()):
+        delta = choice["delta"]
+        yield "reasoning", delta.get("reasoning_content") or ""
+        yield "content", delta.get("content") or ""
+        for call in delta.get("tool_calls") or ():
+            function = call["function"]
+            yield "note", f"[{function['name']}] " if function.get("name") else function["arguments"]
     if "x_gateway" in chunk:
-        yield f"\n[{chunk['x_gateway']['message']}]"
+        yield "note", f"\n[{chunk['x_gateway']['message']}]"
+
+
+def _unreachable(url: str, error: httpx.HTTPError) -> str:
+    return f"{url}: {error}. Is the gateway running? GATEWAY_PORT or GATEWAY_URL says where it is looked for."
 
 
 def _call(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
     """One call of the admin API; prints its error and exits where it fails."""
-    environment = Environment()
-    key = environment.admin_key or _kept("admin-key") or _fail("Set GATEWAY_ADMIN_KEY to the gateway's admin key.")
+    environment = _environment()
+    key = (
+        environment.admin_key
+        or _kept("admin-key")
+        or _fail("Set GATEWAY_ADMIN_KEY to the gateway's admin key, or run this where GATEWAY_DATA_DIR (.gateway) is.")
+    )
     url = f"{_base_url()}/admin/v1{path}"
     try:
         response = httpx.request(
@@ -251,18 +281,18 @@ def _call(method: str, path: str, body: Any = None, headers: dict[str, str] | No
             trust_env=False,
         )
     except httpx.HTTPError as error:
-        _fail(f"{url}: {error}. Is the gateway running? GATEWAY_URL says where it is looked for.")
+        _fail(_unreachable(url, error))
     if response.status_code >= 400:
         _fail(_error_text(response.content))
     return response.json() if response.content else None
 
 
 def _base_url() -> str:
-    return os.environ.get("GATEWAY_URL", f"http://127.0.0.1:{Environment().port}").rstrip("/")
+    return os.environ.get("GATEWAY_URL", f"http://127.0.0.1:{_environment().port}").rstrip("/")
 
 
 def _kept(name: str) -> str | None:
-    path = Environment().data_dir / name
+    path = _environment().data_dir / name
     return path.read_text().strip() if path.exists() else None
 
 
@@ -271,6 +301,14 @@ def _error_text(body: bytes) -> str:
         return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.MsgspecError, KeyError, TypeError):
         return body.decode("utf-8", "replace")
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _print_balance(account: dict[str, str]) -> None:
+    typer.echo(f"{account['id']}: ${account['available']} available")
 
 
 def _print(value: Any) -> None:

@@ -48,7 +48,7 @@ from gateway.metering.meter import Bill, Meter
 from gateway.metering.quote import quote
 from gateway.metering.tokens import TokenCounter, count_input
 from gateway.protocols.wire import Encoder, ServerRole, StreamMeta
-from gateway.router import Attempt, Router, Target, Upstream
+from gateway.router import Calls, Router, Target, Upstream
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
 
@@ -98,7 +98,7 @@ class Exchange:
         self._first_event_at = 0.0
         self._last_batch_at = 0.0
         self._order = Order()
-        self._attempts: list[Attempt] = []
+        self._calls = Calls()
         self._scope = CancelScope()
         self._interruption: Ending | None = None
         self._upstream: Upstream | None = None
@@ -211,7 +211,7 @@ class Exchange:
         raise StreamTruncated("The provider's stream ended early.", provider=upstream.target.provider.name)
 
     async def _open(self, targets: tuple[Target, ...]) -> Upstream:
-        upstream = await self._services.router.open(self._request, targets, self._attempts)
+        upstream = await self._services.router.open(self._request, targets, self._calls)
         self._upstream = upstream
         self._first_event_at = time.monotonic()
         self._last_batch_at = self._services.live.now
@@ -337,12 +337,11 @@ class Exchange:
         """Post what the exchange cost. Awaits nothing, since the frame may be dying."""
         bill, refund = self._bill(ending)
         now = time.monotonic()
-        upstream = self._upstream
-        for attempt in self._attempts:
+        first_event_s = self._first_event_at - self._started_at if self._first_event_at else None
+        for attempt in self._calls.failed:
             self._services.telemetry.attempt_failed(self._request_id, attempt)
-        tried = self._attempts[-1].target if self._attempts else ""
         record = self._facts(
-            target=upstream.target.name if upstream is not None else tried,
+            target=self._calls.target_name,
             outcome=ending.outcome.value,
             reason=ending.reason,
             input_tokens=bill.usage.input,
@@ -354,22 +353,25 @@ class Exchange:
             estimated=bill.estimated,
             held=self._reservation.held,
             cost=bill.cost_microusd,
-            first_token_ms=int((self._first_event_at - self._started_at) * 1000) if self._first_event_at else 0,
+            first_token_ms=round((first_event_s or 0) * 1000, 1),
             duration_ms=int((now - self._started_at) * 1000),
-            attempts=len(self._attempts) + (upstream is not None),
+            attempts=len(self._calls.failed) + (self._calls.current is not None),
         )
         usage = msgspec.json.encode(record)
         self._reservation.settle(Posting(actual=bill.cost_microusd, outcome=record.outcome, refund=refund, usage=usage))
-        self._services.telemetry.exchange_ended(self._caller, record)
+        self._services.telemetry.exchange_ended(self._caller, record, first_event_s)
 
     def _bill(self, ending: Ending) -> tuple[Bill, bool]:
-        """What is owed, and whether the request counts against the rate at all.
+        """What is owed, and whether the request is taken off the rate again.
 
-        Nothing where the provider never began, or failed before the client was shown anything.
+        Nothing where no provider was reached, or where one failed before the client was shown anything. A client that
+        leaves while a provider reads its prompt pays for the prompt.
         """
-        nothing_shown = ending.outcome in (Outcome.FAILED, Outcome.TRUNCATED) and not self._shown
-        if self._upstream is None or nothing_shown:
-            return Bill(usage=Usage(), cost_microusd=0, estimated=False), ending.outcome is not Outcome.CANCELLED
+        has_left = ending in (CLIENT_LEFT, CLIENT_STALLED)
+        was_read = self._upstream is not None or (has_left and self._calls.current is not None)
+        failed_unseen = ending.outcome in (Outcome.FAILED, Outcome.TRUNCATED) and not self._shown
+        if not was_read or failed_unseen:
+            return Bill(usage=Usage(), cost_microusd=0, estimated=False), not has_left
         return self._meter.bill(complete=ending.outcome is Outcome.COMPLETE), False
 
     @property

@@ -40,7 +40,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     estimated: bool = False
     held: int = 0
     cost: int = 0
-    first_token_ms: int = 0
+    first_token_ms: float = 0
     duration_ms: int = 0
     attempts: int = 1
 

@@ -5,6 +5,8 @@ One coarse timer serves every stream (heartbeats, deadlines, lease renewals), so
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import structlog
@@ -31,23 +33,41 @@ class LiveExchanges:
 
     def __init__(self) -> None:
         self._running: set[Running] = set()
+        self._arriving = 0
         self._empty = asyncio.Event()
         self._empty.set()
+        self._is_over = False
         self.is_draining = False
         self.now = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._running)
 
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """A request is being read or runs; a drain waits for it too."""
+        self._arriving += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+            self._look()
+
     def add(self, exchange: Running) -> None:
-        """An exchange begins."""
+        """An exchange begins; one that comes after the end of a drain's grace is ended at once."""
         self._running.add(exchange)
         self._empty.clear()
+        if self._is_over:
+            exchange.drain()
 
     def discard(self, exchange: Running) -> None:
         """An exchange ended."""
         self._running.discard(exchange)
-        if not self._running:
+        self._look()
+
+    def _look(self) -> None:
+        if not self._running and not self._arriving:
             self._empty.set()
 
     async def run(self) -> None:
@@ -66,6 +86,7 @@ class LiveExchanges:
         self.is_draining = True
         if await self._emptied(grace_s):
             return
+        self._is_over = True
         for exchange in tuple(self._running):
             exchange.drain()
         await self._emptied(10.0)

@@ -38,6 +38,20 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None
 
 
+class Calls(msgspec.Struct):
+    """What was asked of providers for one request: the tries that failed, and the one that is on its way."""
+
+    failed: list[Attempt] = []
+    current: Target | None = None
+
+    @property
+    def target_name(self) -> str:
+        """The target that answers or was tried last, ``""`` where none was."""
+        if self.current is not None:
+            return self.current.name
+        return self.failed[-1].target if self.failed else ""
+
+
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """A stream that has begun: its first batch, and where the rest comes from. Close ``batches`` whatever happens."""
 
@@ -69,7 +83,7 @@ class Router:
     def _target(self, name: str, asked: str) -> Target:
         provider_name, _, model = name.partition("/")
         provider = self._providers.get(provider_name)
-        if provider is None or not model:
+        if provider is None or not model or not provider.knows(model):
             raise RequestError(
                 f"There is no model {asked!r} here. GET /v1/models lists what there is; models of a configured "
                 "provider are named provider/model.",
@@ -93,16 +107,18 @@ class Router:
             entries += [ModelEntry(f"{provider.name}/{model}", provider.name) for model in provider.models]
         return sorted(entries, key=lambda entry: entry.id)
 
-    async def open(self, request: Request, targets: Sequence[Target], attempts: list[Attempt]) -> Upstream:
-        """The first target that begins to answer. Failed tries are appended to ``attempts``.
+    async def open(self, request: Request, targets: Sequence[Target], calls: Calls) -> Upstream:
+        """The first target that begins to answer; ``calls`` is kept up to date meanwhile.
 
         Raises the last target's ``ProviderError``, or ``RequestError`` for what a target cannot take.
         """
         for target in targets:
+            calls.current = target
             try:
                 return await _begin(request, target)
             except ProviderError as error:
-                attempts.append(Attempt(target=target.name, code=error.code.value, status=error.status))
+                calls.current = None
+                calls.failed.append(Attempt(target=target.name, code=error.code.value, status=error.status))
                 if target is targets[-1] or not error.retryable:
                     raise
         raise AssertionError("a name resolves to at least one target")

@@ -11,11 +11,14 @@ import socket
 from collections.abc import Callable
 from types import FrameType
 
+import structlog
 import uvicorn
 import uvloop
 
 from gateway.app import Gateway
 from gateway.http.server_protocol import GuardedProtocol
+
+_log = structlog.get_logger()
 
 # Longer than any drain: uvicorn only has to wait for what the drain left, and cancels what is left then.
 _AFTER_DRAIN_S = 5
@@ -64,6 +67,12 @@ class GatewayServer(uvicorn.Server):
         asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
+        _log.info(
+            "draining",
+            streams=len(self._gateway.live),
+            grace_s=self._gateway.config.server.drain_s,
+            advice="running streams may finish; another signal ends them now",
+        )
         self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit(), name="drain")
 
     async def _drain_and_exit(self) -> None:

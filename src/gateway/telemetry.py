@@ -1,7 +1,7 @@
 """Logs and metrics, with every name in one place.
 
 One log line per request, as JSON; it holds ids, counts and times, never a prompt, an answer or a key. Metric labels
-come from bounded sets only (a configured target, an outcome), never from what a client wrote.
+come from bounded sets: outcomes, codes, and the first few hundred targets, since some providers take any model's name.
 """
 
 import logging
@@ -74,7 +74,7 @@ class _RequestLine(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_fiel
     output_tokens: int
     estimated: bool
     cost_usd: str
-    first_token_ms: int
+    first_token_ms: float
     duration_ms: int
     level: str = "info"
     timestamp: datetime
@@ -148,8 +148,8 @@ class Telemetry:
         self._lines = _request_lines
         self._series: dict[tuple[str, str], _TargetMetrics] = {}
 
-    def exchange_ended(self, caller: Caller, record: UsageRecord) -> None:
-        """Count a request that ran, and write its line."""
+    def exchange_ended(self, caller: Caller, record: UsageRecord, first_event_s: float | None) -> None:
+        """Count a request that ran, and write its line. ``first_event_s`` is ``None`` where there was no event."""
         key = (record.target, record.outcome)
         series = self._series.get(key)
         if series is None:
@@ -158,8 +158,8 @@ class Telemetry:
         series.input.inc(record.input_tokens)
         series.output.inc(record.output_tokens)
         series.cost.inc(record.cost)
-        if record.first_token_ms:
-            series.first_token.observe(record.first_token_ms / 1000)
+        if first_event_s is not None:
+            series.first_token.observe(first_event_s)
         self._lines.write(
             _RequestLine(
                 timestamp=datetime.now(tz=UTC),

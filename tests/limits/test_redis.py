@@ -318,3 +318,18 @@ def test_keys_of_one_account_share_its_tag(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "A", "a b", "a:b", "a}b", "{a", "-a", "a" * 65, "ä", "a\n"])
 def test_no_account_name_can_reach_anothers_keys(name: str) -> None:
     assert not keys.ACCOUNT_NAME.fullmatch(name)
+
+
+async def test_an_error_nobody_thought_of_costs_a_connection_and_not_the_owner(
+    redis: RedisOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = redis._round_trip
+
+    async def broken(batch: Any) -> None:
+        monkeypatch.setattr(redis, "_round_trip", whole)
+        raise RuntimeError("unable to perform operation: the handler is closed")  # what uvloop raises after a reset
+
+    monkeypatch.setattr(redis, "_round_trip", broken)
+    with pytest.raises(StoreUnavailable):
+        await redis.call("PING")
+    assert await redis.call("PING") == b"PONG"

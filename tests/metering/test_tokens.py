@@ -117,8 +117,9 @@ async def test_attachments_count_by_kind_and_size(part: Part, expected: int) -> 
     assert await count_input(asked(part), count_bytes) == 3 + 4 + expected
 
 
-async def test_a_long_text_is_counted_beside_the_loop_and_alike() -> None:
+async def test_a_long_text_is_counted_in_slices_and_almost_alike() -> None:
     short = "lorem ipsum " * 10
     long = short * 1000
-    assert await count_input(asked(Text(long)), O200K) == 7 + O200K(long)
+    seams = len(long) // 65_536 + 1
+    assert abs(await count_input(asked(Text(long)), O200K) - 7 - O200K(long)) <= 2 * seams
     assert await count_input(asked(Text(short)), O200K) == 7 + O200K(short)

@@ -16,7 +16,11 @@ def health_router(services: Services, redis: RedisOwner) -> APIRouter:
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @router.get("/readyz", summary="The process wants traffic: Redis answers, and it is not stopping")
+    @router.get(
+        "/readyz",
+        responses={503: {"description": "It does not; `problems` says why."}},
+        summary="The process wants traffic: Redis answers, and it is not stopping",
+    )
     async def readyz() -> Response:
         problems = ["draining"] if services.live.is_draining else []
         try:

@@ -38,17 +38,18 @@ class InferenceEndpoint:
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._services.live.arriving():
+            await self._answer(scope, receive, Downstream(send, scope[HEADERS], reset_of(scope)))
+
+    async def _answer(self, scope: Scope, receive: Receive, downstream: Downstream) -> None:
         request_id: str = scope[REQUEST_ID]
-        downstream = Downstream(send, scope[HEADERS], reset_of(scope))
         caller: Caller | None = None
         try:
-            if self._services.live.is_draining:
-                raise ServiceUnavailable(
-                    "The gateway is stopping; send the request again.", code=ErrorCode.DRAINING, retry_after_s=1
-                )
+            self._check_draining()
             caller = await self._authenticator.authenticate(scope["headers"])
             _check_media_type(scope)
             body = await read_body(scope, receive, self._body_bytes_max)
+            self._check_draining()  # a body may have taken its time
             query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
             request = self._protocol.decode_request(body, query)
         except GatewayError as error:
@@ -60,6 +61,12 @@ class InferenceEndpoint:
             await downstream.reply(self._protocol.encode_error(broke_error()))
             return
         await Exchange(self._services, self._protocol, request, caller, request_id).run(receive, downstream)
+
+    def _check_draining(self) -> None:
+        if self._services.live.is_draining:
+            raise ServiceUnavailable(
+                "The gateway is stopping; send the request again.", code=ErrorCode.DRAINING, retry_after_s=1
+            )
 
 
 def _closing(reply: Reply, error: GatewayError) -> Reply:

@@ -23,7 +23,8 @@ RESET = "gateway.reset"
 _URL_BYTES_MAX = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _HEADERS_MAX = 100
-_UNACKNOWLEDGED_MS = 5_000
+# Linux counts the time in which a peer takes nothing too: less than this would cut slow readers before their time.
+_UNACKNOWLEDGED_MS = 30_000
 _KEEPALIVE = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
 
 

@@ -221,7 +221,8 @@ def _refusal(reply: ReserveReply, ask: Ask) -> GatewayError:
             )
         case -4:
             return LimitExceeded(
-                f"More than {ask.tier.requests} requests in {ask.tier.period_ms / 1000:g} s.",
+                f"This account may make {ask.tier.requests} requests in {ask.tier.period_ms / 1000:g} s, "
+                f"{ask.tier.burst} of them at once.",
                 limit=REQUESTS,
                 scope="account",
                 retry_after_s=reply.retry_after_ms / 1000,

@@ -164,7 +164,7 @@ class RedisOwner:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._round_trip(batch)
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # whatever a broken connection raises (uvloop: RuntimeError), the owner lives on
             await self._drop_connection()
             for call in batch:
                 call.refuse(StoreUnavailable(type(error).__name__))
@@ -202,7 +202,7 @@ class RedisOwner:
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(RedisError, OSError, RuntimeError):
                 await connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:

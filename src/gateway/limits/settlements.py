@@ -5,6 +5,7 @@ crash in between changes nothing: the next process to open the journal posts it.
 """
 
 import asyncio
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from gateway.limits.scripts import STREAMS, Allowances, Posting, Retention, Sett
 _log = structlog.get_logger()
 
 _RETRY_PAUSE_S = 0.25
+_RETRY_PAUSE_MAX_S = 1.0
 _RECOVERY_BUDGET_S = 20.0
 
 # A crashed stream's slot is given back; its lease would end by itself a little later.
@@ -46,6 +48,8 @@ class Settlements:
         self._retention = retention
         self._pending: dict[str, Settlement] = {}
         self._failed: list[Settlement] = []
+        self._failed_before = 0
+        self._complained: set[str] = set()
         self._wake = asyncio.Event()
         self.on_posted: Callable[[Settlement, SettleReply], None] = lambda settlement, reply: None
 
@@ -71,8 +75,10 @@ class Settlements:
         if error is None and done.result().code != NO_WALLET:
             self._acknowledged(settlement, done.result())
             return
-        if not isinstance(error, StoreUnavailable):
-            _log.error("settlement_refused", sid=settlement.stream.sid, account=settlement.stream.account, error=error)
+        account = settlement.stream.account
+        if not isinstance(error, StoreUnavailable) and account not in self._complained:
+            self._complained.add(account)
+            _log.error("settlement_refused", account=account, reason=str(error) if error else "it has no wallet")
         self._failed.append(settlement)
         self._wake.set()
 
@@ -87,11 +93,15 @@ class Settlements:
 
     async def run(self) -> None:
         """Repeat what failed, for ever; the task root of the outbox."""
+        pause_s = _RETRY_PAUSE_S
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_RETRY_PAUSE_S)
+            await asyncio.sleep(pause_s * (0.5 + random.random()))
             self._wake.clear()
             failed, self._failed = self._failed, []
+            # What failed before fails again until something changes: ask ever less often.
+            pause_s = min(_RETRY_PAUSE_MAX_S, pause_s * 2) if self._failed_before >= len(failed) else _RETRY_PAUSE_S
+            self._failed_before = len(failed)
             for settlement in failed:
                 self._send(settlement)
 

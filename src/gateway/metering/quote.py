@@ -21,9 +21,12 @@ class Quote(msgspec.Struct, frozen=True):
 
 def quote(request: Request, input_tokens: int, schedules: Iterable[PriceSchedule]) -> Quote:
     """A quote that holds whichever of the targets answers in the end."""
-    price = max((schedule.at(input_tokens) for schedule in schedules), key=lambda price: (price.output, price.input))
+    prices = [schedule.at(input_tokens) for schedule in schedules]
     tokens = _FIRST_SLICE_TOKENS * request.choices
     if request.output_tokens_max is not None:
         tokens = min(tokens, request.output_tokens_max * request.choices)
-    input_cost = price.cost_picousd(Usage(input=input_tokens))
-    return Quote(microusd(input_cost + price.output), microusd(tokens * price.output))
+    reading = Usage(input=input_tokens)
+    return Quote(
+        hold_min=max(microusd(price.cost_picousd(reading) + price.output) for price in prices),
+        slice=max(microusd(tokens * price.output) for price in prices),
+    )

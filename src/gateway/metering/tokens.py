@@ -20,8 +20,9 @@ except ImportError:  # no wheel for this platform
 
 TokenCounter: TypeAlias = Callable[[str], int]
 
-# Where a request's text is longer than this, counting it would hold up every other stream.
-_INLINE_CHARACTERS_MAX = 65_536
+# A longer text is counted in slices, with other streams served in between (a thread would not help: the tokenizer keeps
+# the interpreter's lock). A slice takes about 1 ms; a seam may change the count by a token.
+_SLICE_CHARACTERS = 65_536
 
 _PER_MESSAGE = 4
 _PER_REQUEST = 3
@@ -48,13 +49,14 @@ async def count_input(request: Request, count: TokenCounter) -> int:
     """Tokens of everything a request sends to the model, as far as it can be known before the provider says."""
     texts = list(_texts(request))
     fixed = _PER_REQUEST + _PER_MESSAGE * len(request.messages) + sum(map(_attachments, request.messages))
-    if sum(map(len, texts)) <= _INLINE_CHARACTERS_MAX:
-        return fixed + _count_all(texts, count)
-    return fixed + await asyncio.to_thread(_count_all, texts, count)
-
-
-def _count_all(texts: list[str], count: TokenCounter) -> int:
-    return sum(map(count, texts))
+    if sum(map(len, texts)) <= _SLICE_CHARACTERS:
+        return fixed + sum(map(count, texts))
+    tokens = fixed
+    for text in texts:
+        for start in range(0, len(text), _SLICE_CHARACTERS):
+            tokens += count(text[start : start + _SLICE_CHARACTERS])
+            await asyncio.sleep(0)
+    return tokens
 
 
 def _texts(request: Request) -> Iterable[str]:

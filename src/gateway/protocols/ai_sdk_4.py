@@ -119,7 +119,7 @@ _BODY = msgspec.json.Decoder(ChatBody)
 
 
 class AiSdk4Server:
-    """The server role of the AI SDK 4 data stream."""
+    """The data stream that `useChat` of AI SDK 4 reads."""
 
     name = NAME
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 import msgspec
 
-from gateway.canonical.errors import ErrorCode, ProviderRejected, ProviderUnavailable
+from gateway.canonical.errors import ProviderUnavailable
 from gateway.canonical.events import (
     Batch,
     Event,
@@ -30,8 +30,9 @@ from gateway.canonical.events import (
     Unified,
     UsageReport,
 )
-from gateway.canonical.request import Request, Text, ToolResult
+from gateway.canonical.request import Request, ToolResult
 from gateway.canonical.usage import Usage
+from gateway.metering.tokens import count_input, counter
 from gateway.providers.provider import Call, Timeouts
 
 _ANSWER = (
@@ -72,17 +73,16 @@ class DemoProvider:
     timeouts = Timeouts()
     models = tuple(_MODELS)
 
+    def knows(self, model: str) -> bool:
+        """Whether the model is one of ``models``."""
+        return model in _MODELS
+
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The model's answer, a batch per token."""
-        model = _MODELS.get(call.model)
-        if model is None:
-            raise ProviderRejected(
-                f"The demo provider has no model of this name; it has {', '.join(_MODELS)}.",
-                provider=self.name,
-                code=ErrorCode.MODEL_NOT_FOUND,
-            )
-        yield Batch([Frame((MessageStart(uuid.uuid4().hex, call.model, int(time.time())),))])
-        said = 0
+        model = _MODELS[call.model]
+        input_tokens = await count_input(call.request, counter())
+        yield Batch([Frame((MessageStart(uuid.uuid4().hex, f"demo/{call.model}", int(time.time())),))])
+        said = thought = 0
         reason = FinishReason(Unified.STOP)
         for event in _events(model, call.request):
             if said == call.request.output_tokens_max:
@@ -90,13 +90,14 @@ class DemoProvider:
                 break
             if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
                 said += 1
+                thought += isinstance(event, ReasoningDelta)
                 await asyncio.sleep(model.delay_s)
             elif isinstance(event, ToolCallEnd):
                 reason = FinishReason(Unified.TOOL_CALLS)
             yield Batch([Frame((event,))])
             if isinstance(event, Failure):
                 return
-        usage = Usage(input=_input_tokens(call.request), output=said)
+        usage = Usage(input=input_tokens, output=said, reasoning=thought)
         yield Batch([Frame((Finish(reason),)), Frame((UsageReport(usage),))], is_last=True)
 
     async def aclose(self) -> None:
@@ -136,9 +137,3 @@ def _pieces(text: str) -> list[str]:
 
 def _has_tool_result(request: Request) -> bool:
     return any(isinstance(part, ToolResult) for part in request.messages[-1].parts)
-
-
-def _input_tokens(request: Request) -> int:
-    """A plain rule, so that anyone can check it: four characters are a token."""
-    texts = (part.text for message in request.messages for part in message.parts if isinstance(part, Text))
-    return sum(len(text) for text in texts) // 4 + 3

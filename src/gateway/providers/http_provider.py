@@ -64,6 +64,10 @@ class HttpProvider:
         """The models the configuration lists."""
         return self._endpoint.models
 
+    def knows(self, model: str) -> bool:
+        """Any model: the vendor says what it has."""
+        return True
+
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The answer, one batch per read. An error after the first batch is a ``Failure`` event in the last one."""
         answer = await self._open(call)

@@ -45,6 +45,10 @@ class Provider(Protocol):
         """Models to list for clients; a provider may serve more than it lists."""
         ...
 
+    def knows(self, model: str) -> bool:
+        """Whether the provider may have this model; most can only be asked."""
+        ...
+
     def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The answer. Raises ``ProviderError`` before the first batch, never after it (a ``Failure`` event says so)."""
         ...

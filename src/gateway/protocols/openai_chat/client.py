@@ -79,7 +79,7 @@ class OpenAiChatClient:
         """An error answer; vendors put theirs under ``error``, ``detail`` or nothing at all."""
         try:
             answer = _OBJECT.decode(body)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             answer = {}
         return provider_error(status, answer.get("error", answer.get("detail")), provider)
 

@@ -46,12 +46,12 @@ _FINISH = {
 
 
 class OpenAiChatServer:
-    """The server role of Chat Completions."""
+    """OpenAI's Chat Completions, streamed or whole."""
 
     name = NAME
 
     def decode_request(self, body: bytes, query: Mapping[str, str]) -> Request:
-        """The query has no meaning here."""
+        """The model is named in the body."""
         return incoming.decode(body)
 
     def encoder(self, request: Request, meta: StreamMeta) -> Encoder:

@@ -4,17 +4,15 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
 
 from gateway import __version__
-from gateway.canonical.caller import Caller
-from gateway.config import Config, ConfigError, Environment, JwtConfig, PriceConfig, ProviderConfig, TierConfig
+from gateway.config import Config, ConfigError, Environment
 from gateway.embedded_redis import EmbeddedRedis, NoRedis
 from gateway.exchange import Patience, Services
 from gateway.http.admin import Admin, admin_router
@@ -23,12 +21,10 @@ from gateway.http.front import Front
 from gateway.http.health import health_router
 from gateway.http.inference import InferenceEndpoint, inference_routes, models_router
 from gateway.identity.authenticator import Authenticator
-from gateway.identity.jwks import KeySet
-from gateway.identity.jwt import JwtSettings, JwtVerifier
 from gateway.identity.keys import ApiKeys
 from gateway.ledger import Ledger
 from gateway.limits.accounts import Accounts
-from gateway.limits.admission import Admission, Tier
+from gateway.limits.admission import Admission
 from gateway.limits.checks import UnfitRedis, check_redis
 from gateway.limits.journal import Journal
 from gateway.limits.redis import RedisOwner, StoreUnavailable, retrying
@@ -37,30 +33,20 @@ from gateway.limits.scripts import Retention
 from gateway.limits.settlements import Settlements
 from gateway.live import LiveExchanges
 from gateway.metering import tokens
-from gateway.metering.prices import Price, PriceBook, PriceSchedule, picousd_per_token
 from gateway.protocols.ai_sdk_4 import AiSdk4Server
-from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
-from gateway.protocols.openai_chat.client import OpenAiChatClient
 from gateway.protocols.openai_chat.server import OpenAiChatServer
 from gateway.protocols.wire import ServerRole
-from gateway.providers.demo import DemoProvider
-from gateway.providers.http_provider import Endpoint, HttpProvider
-from gateway.providers.provider import Provider, Timeouts
-from gateway.providers.rows import ROWS
 from gateway.providers.transport import Transport
-from gateway.router import Router
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
+from gateway.wiring import DEFAULT_TIER, jwt_verifier, router, tier_lookup
 
 _log = structlog.get_logger()
 
 DEV_ACCOUNT = "dev"
 _DEV_CREDIT_MICROUSD = 10_000_000
-_ANTHROPIC_VERSION = "2023-06-01"
 _FLUSH_S = 5.0
 _REDIS_WAIT_S = 10.0
-_DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
-DEFAULT_TIER = "default"
 
 # What an operator can do something about; the message says what, and nobody needs a traceback.
 START_UP_ERRORS = (ConfigError, NoRedis, UnfitRedis)
@@ -159,9 +145,9 @@ class Gateway:
         server = self.config.server
         books.settlements.on_posted = lambda settlement, reply: self.telemetry.absorbed.inc(reply.absorbed)
         return Services(
-            router=_router(self.config, transport),
+            router=router(self.config, transport),
             admission=Admission(books, Retention()),
-            tier_of=_tier_lookup(self.config, accounts),
+            tier_of=tier_lookup(self.config, accounts),
             count=tokens.counter(),
             live=self.live,
             telemetry=self.telemetry,
@@ -172,7 +158,7 @@ class Gateway:
     async def _authenticator(self, api_keys: ApiKeys, stack: contextlib.AsyncExitStack) -> Authenticator:
         if self.config.jwt is None:
             return Authenticator(api_keys, None)
-        verifier = _jwt_verifier(self.config.jwt)
+        verifier = jwt_verifier(self.config.jwt)
         stack.push_async_callback(verifier.aclose)
         return Authenticator(api_keys, verifier)
 
@@ -224,137 +210,6 @@ async def _reap_for_ever(admission: Admission, pause_s: float) -> None:
             continue
         if reaped:
             _log.warning("streams_reaped", count=reaped)
-
-
-def _tier_lookup(config: Config, accounts: Accounts) -> Callable[[Caller], Awaitable[Tier]]:
-    tiers = {name: _tier(tier) for name, tier in config.tiers.items()}
-    default = tiers.get(DEFAULT_TIER) or _tier(TierConfig())
-
-    async def tier_of(caller: Caller) -> Tier:
-        try:
-            name = caller.tier or await accounts.tier_of(caller.account)
-        except StoreUnavailable:
-            name = None  # admission asks Redis next and says what is wrong
-        return tiers.get(name or DEFAULT_TIER, default)
-
-    return tier_of
-
-
-def _tier(config: TierConfig) -> Tier:
-    requests = config.requests
-    return Tier(
-        requests=requests.limit,
-        period_ms=int(requests.period_s * 1000),
-        burst=requests.burst or requests.limit,
-        streams=config.concurrent_streams,
-    )
-
-
-def _jwt_settings(config: JwtConfig) -> JwtSettings:
-    try:
-        return JwtSettings(**config.model_dump())
-    except ValueError as error:
-        raise ConfigError(f"jwt: {error}") from None
-
-
-def _jwt_verifier(config: JwtConfig) -> JwtVerifier:
-    settings = _jwt_settings(config)
-    keys = None
-    if settings.jwks_url is not None:
-        keys = KeySet(
-            settings.jwks_url,
-            ttl_s=settings.jwks_ttl_s,
-            cooldown_s=settings.jwks_cooldown_s,
-            max_age_s=settings.jwks_max_age_s,
-        )
-    return JwtVerifier(settings, keys)
-
-
-def validate(config: Config) -> None:
-    """Find what only shows when a configuration is put to use; raises ``ConfigError``."""
-    names = {"demo", *configured_providers(config, os.environ)}
-    for name, provider in config.providers.items():
-        _endpoint(name, provider)
-    for alias, model in config.models.items():
-        for target in model.targets:
-            if target.partition("/")[0] not in names:
-                raise ConfigError(
-                    f"models.{alias}: the target {target!r} names no provider; there are {', '.join(sorted(names))} "
-                    "(well-known ones appear when their key is in the environment)"
-                )
-    if config.jwt is not None:
-        _jwt_settings(config.jwt)
-
-
-def _router(config: Config, transport: Transport) -> Router:
-    providers: dict[str, Provider] = {"demo": DemoProvider()}
-    for name, provider in configured_providers(config, os.environ).items():
-        client = AnthropicMessagesClient() if _kind(name, provider) == "anthropic" else OpenAiChatClient()
-        providers[name] = HttpProvider(_endpoint(name, provider), client, transport)
-    return Router(
-        providers, {name: model.targets for name, model in config.models.items() if model.targets}, _prices(config)
-    )
-
-
-def configured_providers(config: Config, environment: Mapping[str, str]) -> dict[str, ProviderConfig]:
-    """The providers of the configuration, and every well-known one whose key is in the environment."""
-    providers = {
-        name: ProviderConfig() for name, row in ROWS.items() if row.key_env is not None and environment.get(row.key_env)
-    }
-    return {**providers, **config.providers}
-
-
-def _kind(name: str, config: ProviderConfig) -> str:
-    row = ROWS.get(name)
-    return config.type or (row.type if row is not None else "openai")
-
-
-def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
-    row = ROWS.get(name)
-    base_url = config.base_url or (row.base_url if row is not None else None)
-    if base_url is None:
-        raise ConfigError(f"providers.{name}: base_url is missing, and {name} is not a well-known provider")
-    key = config.api_key or (os.environ.get(row.key_env) if row is not None and row.key_env else None)
-    is_anthropic = _kind(name, config) == "anthropic"
-    if is_anthropic:
-        headers = {"anthropic-version": _ANTHROPIC_VERSION, **({"x-api-key": key} if key else {})}
-    else:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-    return Endpoint(
-        name=name,
-        vendor=config.price_book or (row.vendor if row is not None else name),
-        url=base_url.rstrip("/") + ("/messages" if is_anthropic else "/chat/completions"),
-        headers=headers,
-        timeouts=Timeouts(**config.timeouts.model_dump()),
-        models=config.models,
-    )
-
-
-def _prices(config: Config) -> PriceBook:
-    own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE}
-    for name, provider in config.providers.items():
-        if provider.price is not None:
-            own[f"{name}/*"] = _price(provider.price)
-    for name, model in config.models.items():
-        if model.price is not None:
-            for target in model.targets or (name,):
-                own[target] = _price(model.price)
-    return PriceBook(own, free_if_unpriced=config.unpriced == "free")
-
-
-def _price(config: PriceConfig) -> PriceSchedule:
-    def rate(usd: Decimal | None) -> int | None:
-        return None if usd is None else picousd_per_token(usd)
-
-    return PriceSchedule(
-        Price(
-            input=picousd_per_token(config.input),
-            output=picousd_per_token(config.output),
-            cache_read=rate(config.cache_read),
-            cache_write=rate(config.cache_write),
-            reasoning=rate(config.reasoning),
-        )
-    )
 
 
 def _kept_secret(path: Path, prefix: str) -> str:

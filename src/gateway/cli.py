@@ -17,10 +17,11 @@ import typer
 from pydantic import ValidationError
 
 from gateway import api_reference, config_reference
-from gateway.app import START_UP_ERRORS, Gateway, validate
+from gateway.app import START_UP_ERRORS, Gateway
 from gateway.config import Config, ConfigError, Environment, load
 from gateway.server import serve as run_server
 from gateway.telemetry import configure_logs
+from gateway.wiring import validate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A streaming gateway for LLMs.")
 accounts = typer.Typer(no_args_is_help=True, help="Accounts and their balances.")

@@ -1,7 +1,8 @@
 """The configuration: one YAML file and a few environment variables, as frozen values.
 
-Only ``app.py`` and ``cli.py`` import this room; everything else is handed what it needs. A mistake is told with the
-line it is on and what would be right. Every key is documented here, and the reference in docs is made from it.
+Only the composition root (``app.py``, ``wiring.py``) and the command line import this room; everything else is handed
+what it needs. A mistake is told with the line it is on and what would be right. Every key is documented here, and the
+reference in docs is made from it.
 """
 
 import os

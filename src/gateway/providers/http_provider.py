@@ -4,7 +4,6 @@ import email.utils
 import time
 from collections.abc import AsyncGenerator
 
-import msgspec
 import yarl
 from multidict import CIMultiDict
 
@@ -19,21 +18,11 @@ from gateway.canonical.errors import (
 )
 from gateway.canonical.events import Batch, Failure, Frame
 from gateway.protocols.wire import ClientRole, StreamDecoder
-from gateway.providers.provider import Call, Timeouts
+from gateway.providers.endpoint import Endpoint
+from gateway.providers.provider import Call
 from gateway.providers.transport import Answer, ConnectTimeout, Post, Transport, TransportError, timeout_of
 
 _RETRY_AFTER_MAX_S = 3600.0
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where and how one provider is called. ``headers`` hold its credential."""
-
-    name: str
-    vendor: str
-    url: str
-    headers: dict[str, str]
-    timeouts: Timeouts = Timeouts()
-    models: tuple[str, ...] = ()
 
 
 class HttpProvider:

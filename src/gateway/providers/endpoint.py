@@ -1,0 +1,49 @@
+"""Where a provider is called, and with which credential, for each wire format.
+
+Credentials stand in headers that are bound to the one URL of their provider.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.providers.provider import Timeouts
+
+# The version whose parameters every Anthropic model still takes; the newer one refuses sampling parameters outright.
+_ANTHROPIC_VERSION = "2023-06-01"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and how one provider is called. ``headers`` hold its credential, ``vendor`` is the price book's name."""
+
+    name: str
+    vendor: str
+    url: str
+    headers: dict[str, str]
+    timeouts: Timeouts = Timeouts()
+    models: tuple[str, ...] = ()
+
+
+class _Style(msgspec.Struct, frozen=True):
+    path: str
+    headers: Callable[[str | None], dict[str, str]]
+
+
+def _openai_headers(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _anthropic_headers(key: str | None) -> dict[str, str]:
+    return {"anthropic-version": _ANTHROPIC_VERSION, **({"x-api-key": key} if key else {})}
+
+
+_STYLES = {
+    "openai": _Style("/chat/completions", _openai_headers),
+    "anthropic": _Style("/messages", _anthropic_headers),
+}
+
+
+def build_endpoint(name: str, style: str, *, base_url: str, key: str | None, vendor: str) -> Endpoint:
+    """An endpoint of a style, ``openai`` or ``anthropic``, with the usual time limits."""
+    chosen = _STYLES[style]
+    return Endpoint(name=name, vendor=vendor, url=base_url.rstrip("/") + chosen.path, headers=chosen.headers(key))

@@ -219,7 +219,7 @@ async def test_a_client_that_leaves_while_the_provider_is_silent_pays_for_its_pr
         with pytest.raises(httpx.ReadTimeout):
             await stage.client.post("/v1/chat/completions", json=stage.body(), timeout=0.3)
         row = await stage.ended("cancelled", reason="client_left")
-        assert row["record"]["output_tokens"] == 0
+        assert "output_tokens" not in row["record"]
         assert row["charged_usd"] == f"0.00000{row['record']['input_tokens']}"  # the prompt was read
 
 

@@ -228,12 +228,24 @@ class Exchange:
 
     async def _pay_and_encode(self, batch: Batch, encoder: Encoder) -> tuple[bytes, Ending | None]:
         """What of a batch may be sent, and the ending where it holds one. No frame passes that is not paid for."""
+        frames, failure = self._check(batch.frames)
+        ending = None if failure is None else failed(failure)
+        meter, reservation = self._meter, self._reservation
+        tokens = sum([meter.weigh(frame) for frame in frames])
+        cost = meter.cost_with(tokens)
+        if not reservation.covers(cost):
+            return await self._pay_one_by_one(frames, encoder, ending)
+        reservation.use(cost)
+        meter.forwarded(tokens)
+        return b"".join([encoder.encode(frame) for frame in frames]), ending
+
+    async def _pay_one_by_one(
+        self, frames: list[Frame], encoder: Encoder, ending: Ending | None
+    ) -> tuple[bytes, Ending | None]:
+        """The frames of a batch that is not covered as a whole: each waits for its hold, the first without is cut."""
         meter, reservation = self._meter, self._reservation
         out: list[bytes] = []
-        for frame in batch.frames:
-            failure = self._check(frame)
-            if failure is not None:
-                return b"".join(out), failed(failure)
+        for frame in frames:
             tokens = meter.weigh(frame)
             cost = meter.cost_with(tokens)
             if not reservation.covers(cost):
@@ -242,22 +254,26 @@ class Exchange:
                 out.clear()
                 shortfall = await reservation.cover(cost)
                 if shortfall is not None:
-                    cut, ending = cut_for(shortfall)
-                    return encoder.cut(cut, meter.counted), ending
+                    cut, cut_ending = cut_for(shortfall)
+                    return encoder.cut(cut, meter.counted), cut_ending
             reservation.use(cost)
             meter.forwarded(tokens)
             out.append(encoder.encode(frame))
-        return b"".join(out), None
+        return b"".join(out), ending
 
-    def _check(self, frame: Frame) -> ProviderError | None:
-        """The guard: the order of events, and the error a provider reports within its stream."""
+    def _check(self, frames: list[Frame]) -> tuple[list[Frame], ProviderError | None]:
+        """The guard: the frames whose events are in order, and the error that ended them, if one did."""
         upstream = self._upstream
         provider = upstream.target.provider.name if upstream is not None else ""
-        for event in frame.events:
-            if type(event) is Failure:
-                return event.error
-            self._order.check(event, provider)
-        return None
+        for number, frame in enumerate(frames):
+            for event in frame.events:
+                if type(event) is Failure:
+                    return frames[:number], event.error
+                try:
+                    self._order.check(event, provider)
+                except ProviderError as error:
+                    return frames[:number], error
+        return frames, None
 
     # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
 

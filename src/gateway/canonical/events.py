@@ -126,11 +126,13 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     """The events that one wire frame bore.
 
     ``raw`` is the frame as bytes, ready to be sent to a client of the provider's own format, or ``None`` where it has
-    to be encoded anew (another format, or a frame with a quirk that official clients trip over).
+    to be encoded anew (another format, or a frame with a quirk that official clients trip over). ``is_plain`` says that
+    ``raw`` holds nothing worth keeping beside its one ``TextDelta``.
     """
 
     events: tuple[Event, ...]
     raw: bytes | None = None
+    is_plain: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):

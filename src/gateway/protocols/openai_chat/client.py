@@ -39,9 +39,11 @@ from gateway.canonical.events import (
 from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
 from gateway.protocols.openai_chat import NAME, outgoing
-from gateway.protocols.openai_chat.shapes import Chunk, ChunkChoice, ChunkUsage, Delta, ToolCallChunk
+from gateway.protocols.openai_chat.shapes import Chunk, ChunkChoice, ChunkUsage, Delta, PlainChunk, ToolCallChunk
 from gateway.protocols.sse import EventTooLarge, SseDecoder, encode_data
 
+_PLAIN_CHANCES = 8
+_PLAIN = msgspec.json.Decoder(PlainChunk)
 _CHUNK = msgspec.json.Decoder(Chunk, strict=False)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
@@ -119,17 +121,26 @@ class _ToolCalls:
 class ChatDecoder:
     """Bytes of one stream to frames."""
 
-    __slots__ = ("_calls", "_finished", "_provider", "_roles", "_sse", "_started", "_usage_raw", "is_done")
+    __slots__ = (
+        "_calls",
+        "_finished",
+        "_plain_chances",
+        "_provider",
+        "_roles",
+        "_sse",
+        "_started",
+        "is_done",
+    )
 
     def __init__(self, provider: str) -> None:
         self.is_done = False
         self._provider = provider
         self._sse = SseDecoder()
         self._started = False
+        self._plain_chances = _PLAIN_CHANCES
         self._roles: set[int] = set()
         self._calls: dict[int, _ToolCalls] = {}
         self._finished: set[int] = set()
-        self._usage_raw: dict[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """Frames that these bytes complete."""
@@ -163,6 +174,10 @@ class ChatDecoder:
 
     def take(self, payload: bytes, *, whole: bool = False) -> list[Frame]:
         """The frames of one payload; ``whole`` for an answer that is not a chunk."""
+        if self._plain_chances and not whole:
+            frame = self._take_plain(payload)
+            if frame is not None:
+                return [frame]
         try:
             if not payload.isascii():
                 payload.decode()  # msgspec passes over the inside of strings that nobody asked for
@@ -185,6 +200,22 @@ class ChatDecoder:
             events.append(UsageReport(usage))
         # An event may have several data lines; between JSON's tokens, where alone it may stand, a line end is a space.
         return [Frame(tuple(events), encode_data(payload.replace(b"\n", b" ")) if is_clean else None)]
+
+    def _take_plain(self, payload: bytes) -> Frame | None:
+        """The short way for the chunk that most are. A vendor whose chunks are never plain is not asked for ever."""
+        try:
+            choices = _PLAIN.decode(payload).choices
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._plain_chances -= 1
+            return None
+        if len(choices) != 1:
+            return None
+        choice = choices[0]
+        index, text = choice.index, choice.delta.content
+        if not text or index not in self._roles or index in self._finished or b"\n" in payload:
+            return None
+        self._plain_chances = _PLAIN_CHANCES
+        return Frame((TextDelta(text, index),), encode_data(payload), is_plain=True)
 
     def _take_choice(self, choice: ChunkChoice, events: list[Event]) -> bool:
         """Append the choice's events; returns whether official clients can read it as it is."""

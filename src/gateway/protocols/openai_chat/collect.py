@@ -14,32 +14,6 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _REPLACED = frozenset(("role", "id", "type", "name", "index", "format"))
 
 
-class _PlainDelta(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    content: str
-
-
-class _PlainChoice(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    delta: _PlainDelta
-    index: int = 0
-    logprobs: None = None
-    finish_reason: None = None
-
-
-class _PlainChunk(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    choices: list[_PlainChoice]
-    id: Any = None
-    object: Any = None
-    created: Any = None
-    model: Any = None
-    system_fingerprint: Any = None
-    service_tier: Any = None
-    obfuscation: Any = None
-    usage: None = None
-
-
-_PLAIN = msgspec.json.Decoder(_PlainChunk)
-
-
 class _Text:
     """A string that grows without being copied each time."""
 
@@ -60,25 +34,16 @@ class Answer:
     def take(self, frames: bytes) -> None:
         """Merge chunks as they would have been sent; comments and the terminator are passed over."""
         for frame in frames.split(b"\n\n"):
-            if frame.startswith(b"data: {") and not self._take_plain(frame[6:]):
+            if frame.startswith(b"data: {"):
                 self._merge_chunk(_OBJECT.decode(frame[6:]))
 
-    def _take_plain(self, payload: bytes) -> bool:
-        """The chunk that most are: some text of a choice that is known, and nothing beside it."""
-        try:
-            choices = _PLAIN.decode(payload).choices
-        except msgspec.ValidationError:
+    def add_text(self, text: str, choice: int) -> bool:
+        """Add to a choice that has some text already; ``False`` where it has none, and the chunk has to be merged."""
+        message = self._messages.get(choice)
+        known = message.get("content") if message is not None else None
+        if not isinstance(known, _Text):
             return False
-        if len(choices) != 1:
-            return False
-        choice = choices[0]
-        message = self._messages.get(choice.index)
-        if message is None:
-            return False
-        text = message.get("content")
-        if not isinstance(text, _Text):
-            return False
-        text.pieces.append(choice.delta.content)
+        known.pieces.append(text)
         return True
 
     def _merge_chunk(self, chunk: dict[str, Any]) -> None:

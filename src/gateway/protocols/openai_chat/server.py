@@ -256,6 +256,10 @@ class AnswerEncoder:
 
     def encode(self, frame: Frame) -> bytes:
         """Nothing reaches the client before the end."""
+        if frame.is_plain:
+            delta = frame.events[0]
+            if isinstance(delta, TextDelta) and self._answer.add_text(delta.text, delta.choice):
+                return b""
         self._answer.take(self._chunks.encode(frame))
         return b""
 

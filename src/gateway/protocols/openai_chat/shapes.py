@@ -194,3 +194,28 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     choices: list[ChunkChoice] | None = None
     usage: ChunkUsage | None = None
     error: Any = None
+
+
+class PlainDelta(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    content: str
+
+
+class PlainChoice(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    delta: PlainDelta
+    index: int = 0
+    logprobs: None = None
+    finish_reason: None = None
+
+
+class PlainChunk(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """The chunk that most are: some text, and nothing beside it that differs from one chunk to the next."""
+
+    choices: list[PlainChoice]
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+    obfuscation: str | None = None
+    usage: None = None

@@ -88,7 +88,8 @@ def serve(gateway: Gateway, on_ready: Callable[[int], None]) -> bool:
             server = GatewayServer(gateway, on_ready)
             await server.serve()
             # Requests that uvicorn cancelled at the last moment run their ends before anything is taken from them.
-            await asyncio.sleep(0.1)
+            if server.server_state.tasks:
+                await asyncio.wait(server.server_state.tasks, timeout=_AFTER_DRAIN_S)
             return server.started
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -97,15 +97,6 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-class _ReasoningBlock:
-    """A block of reasoning that is being shown; kept whole, since its signature belongs to the whole."""
-
-    __slots__ = ("texts",)
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-
 class ChunkEncoder:
     """One stream of chunks."""
 
@@ -121,7 +112,8 @@ class ChunkEncoder:
         self._model = ""
         self._started: set[int] = set()
         self._finished: set[int] = set()
-        self._blocks: dict[int, _ReasoningBlock] = {}
+        # Reasoning that is being shown, by choice: kept whole, since its signature belongs to the whole.
+        self._blocks: dict[int, list[str]] = {}
         self._details = 0
 
     def encode(self, frame: Frame) -> bytes:
@@ -162,7 +154,7 @@ class ChunkEncoder:
             case TextDelta(text, choice):
                 return self._delta(choice, {"content": text})
             case ReasoningDelta(text, choice):
-                self._blocks.setdefault(choice, _ReasoningBlock()).texts.append(text)
+                self._blocks.setdefault(choice, []).append(text)
                 return self._delta(choice, {"reasoning_content": text})
             case ReasoningEnd(signature, choice):
                 return self._end_reasoning(signature, choice)
@@ -193,10 +185,9 @@ class ChunkEncoder:
         return self._open(choice) + self._chunk([_choice(choice, delta)])
 
     def _end_reasoning(self, signature: str, choice: int) -> bytes:
-        block = self._blocks.pop(choice, None)
+        text = "".join(self._blocks.pop(choice, ()))
         if not signature:
             return b""
-        text = "".join(block.texts) if block is not None else ""
         return self._detail(choice, {"type": "reasoning.text", "text": text, "signature": signature})
 
     def _detail(self, choice: int, detail: dict[str, Any]) -> bytes:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ConfigError(Exception):
@@ -37,6 +38,8 @@ class PriceConfig(_Section):
     cache_read: Usd | None = Field(None, description="Input read from the provider's cache; as input where unset.")
     cache_write: Usd | None = Field(None, description="Input written to the provider's cache; as input where unset.")
     reasoning: Usd | None = Field(None, description="Reasoning tokens; as output where unset.")
+    image: Annotated[Decimal, Field(ge=0, le=1000)] = Field(Decimal(0), description="USD per picture in the input.")
+    request: Annotated[Decimal, Field(ge=0, le=1000)] = Field(Decimal(0), description="USD per request.")
 
 
 class TimeoutsConfig(_Section):
@@ -58,6 +61,28 @@ class ProviderConfig(_Section):
     price: PriceConfig | None = Field(None, description="The price of every model of this provider.")
     price_book: str | None = Field(None, description="The provider's name in the price book, where it differs.")
     timeouts: TimeoutsConfig = Field(TimeoutsConfig(), description="Its time limits.")
+    on_disconnect: Literal["cancel", "drain", "free"] = Field(
+        "cancel",
+        description="What happens when a client leaves: `cancel` hangs up and charges what was sent; `drain` reads on, "
+        "for a provider that bills the whole answer anyway; `free` hangs up and charges nothing.",
+    )
+    disconnect_charge: Literal["provider", "delivered"] = Field(
+        "provider", description="With `drain`: charge what the provider bills, or what the client was sent."
+    )
+    drain_s: Seconds = Field(60, description="How long an answer is drained at most.")
+    hold: Literal["slice", "full"] | None = Field(
+        None,
+        description="`full` holds the cost of the longest possible answer before the call; where unset, for models "
+        "that reason unseen and for providers that are drained.",
+    )
+
+
+class CapacityConfig(_Section):
+    """What every account together may ask of one model."""
+
+    requests_per_minute: int | None = Field(None, ge=1, description="Requests per minute.")
+    tokens_per_minute: int | None = Field(None, ge=1, description="Tokens per minute.")
+    streams: int | None = Field(None, ge=1, description="Requests that run at once.")
 
 
 class ModelConfig(_Section):
@@ -67,6 +92,14 @@ class ModelConfig(_Section):
         (), description="`provider/model`, tried in order. Left out for a name that is `provider/model` itself."
     )
     price: PriceConfig | None = Field(None, description="Overrides the price of its targets.")
+    output_tokens_max: int | None = Field(
+        None, ge=1, le=100_000_000, description="The most its targets can say; bounds what has to be held."
+    )
+    hold: Literal["slice", "full"] | None = Field(None, description="Overrides its providers' `hold`.")
+    tokenizer: Literal["o200k", "cl100k", "bytes"] | None = Field(
+        None, description="How its tokens are counted; guessed from its name where unset."
+    )
+    capacity: CapacityConfig | None = Field(None, description="What all accounts together may ask of it.")
 
 
 class RequestsConfig(_Section):
@@ -77,11 +110,123 @@ class RequestsConfig(_Section):
     burst: int | None = Field(None, ge=1, le=1_000_000_000, description="At most at once; `limit` where unset.")
 
 
+class TokensConfig(_Section):
+    """A token bucket for tokens, input and output together."""
+
+    limit: int = Field(ge=1, le=1_000_000_000, description="Tokens per period.")
+    period_s: Seconds = Field(60, description="The period, in seconds.")
+    burst: int | None = Field(None, ge=1, le=1_000_000_000, description="At most at once; `limit` where unset.")
+
+
+class LimitConfig(_Section):
+    """One more limit: exactly one of `requests`, `tokens`, `streams` and `budget_usd` says what it counts."""
+
+    per: Literal["account", "key", "user", "model", "tier"] = Field(
+        "account",
+        description="Whose share it is: each account's, each of its keys', each of its users', each model's within an "
+        "account, or all accounts of the tier together.",
+    )
+    requests: int | None = Field(None, ge=1, le=1_000_000_000, description="Requests per period or window.")
+    tokens: int | None = Field(None, ge=1, le=1_000_000_000_000, description="Tokens per period or window.")
+    streams: int | None = Field(None, ge=1, le=1_000_000, description="Requests that run at once.")
+    budget_usd: Usd | None = Field(None, description="Money per window.")
+    period_s: Seconds = Field(60, description="The period of a token bucket, in seconds.")
+    burst: int | None = Field(None, ge=1, description="What the bucket holds; one period's worth where unset.")
+    window: str | None = Field(
+        None,
+        pattern=r"^([1-9][0-9]{0,4}[smhd]|day|week|month)$",
+        description="Count over a window instead of a bucket: a rolling one (`24h`, `30d`, `90m`) or a calendar one "
+        "(`day`, `week`, `month`). A budget needs one.",
+    )
+    timezone: str = Field("UTC", description="Where a calendar window begins, e.g. `Europe/Berlin`.")
+    models: tuple[str, ...] = Field((), description="Only for these models (`*` matches anything); all where empty.")
+    mode: Literal["enforce", "shadow"] = Field("enforce", description="`shadow` only counts what it would refuse.")
+
+
+class FlowConfig(_Section):
+    """What a running stream may look like, and what happens where it does not."""
+
+    tokens_per_minute: int | None = Field(None, ge=60, description="Output rate of one stream; any where unset.")
+    rate_action: Literal["pace", "warn", "downgrade", "cut"] = Field(
+        "pace", description="What happens to a stream above `tokens_per_minute`."
+    )
+    loop_action: Literal["off", "pace", "warn", "downgrade", "cut"] = Field(
+        "off", description="What happens to a stream that repeats itself without end."
+    )
+    identical_prompts: int | None = Field(
+        None, ge=1, le=1_000_000, description="How often an account may send the same prompt in ten minutes."
+    )
+    identical_action: Literal["pace", "warn", "downgrade", "cut"] = Field(
+        "cut", description="What happens to one more: `cut` refuses it."
+    )
+    downgrade_to: str | None = Field(None, description="The cheaper model that `downgrade` uses for the next turns.")
+    downgrade_s: Seconds = Field(600, description="How long a downgrade lasts.")
+
+
 class TierConfig(_Section):
     """What the accounts of a tier may do."""
 
     requests: RequestsConfig = Field(RequestsConfig(limit=600), description="How many requests per period.")
+    tokens: TokensConfig | None = Field(None, description="How many tokens per period; any where unset.")
     concurrent_streams: int = Field(100, ge=1, le=1_000_000, description="How many may run at once.")
+    tokens_per_request: int | None = Field(
+        None, ge=1, le=100_000_000, description="Input and output of one request together; any where unset."
+    )
+    limits: tuple[LimitConfig, ...] = Field((), max_length=12, description="Further limits.")
+    models: tuple[str, ...] | None = Field(
+        None, description="Models the tier may use (`*` matches anything); all where unset."
+    )
+    features: tuple[str, ...] | None = Field(
+        None,
+        description="What the tier may do: `stream`, `tools`, `images`, `documents`, `audio`, `reasoning`, "
+        "`structured_output`, `choices`; all where unset.",
+    )
+    strategy: Literal["fixed", "load", "trust", "adaptive"] = Field(
+        "fixed", description="How rates follow the load of the gateways and the account's history."
+    )
+    flow: FlowConfig = Field(FlowConfig(), description="Rules for running streams.")
+
+
+class VariantConfig(_Section):
+    """One arm of an experiment; what is unset is as in the tier."""
+
+    share: int = Field(ge=1, le=100, description="Per cent of the tier's accounts.")
+    requests: RequestsConfig | None = Field(None, description="How many requests per period.")
+    tokens: TokensConfig | None = Field(None, description="How many tokens per period.")
+    concurrent_streams: int | None = Field(None, ge=1, le=1_000_000, description="How many may run at once.")
+    tokens_per_request: int | None = Field(None, ge=1, le=100_000_000, description="Tokens of one request.")
+
+
+class ExperimentConfig(_Section):
+    """A comparison of limits: each account of the tier is assigned to one variant for as long as it runs."""
+
+    tier: str = Field(description="The tier whose accounts take part.")
+    start: AwareDatetime = Field(description="When it begins, e.g. `2026-12-01T00:00:00Z`.")
+    end: AwareDatetime = Field(description="When it ends.")
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")], VariantConfig] = Field(
+        min_length=2, max_length=8, description="The arms; their shares add up to at most 100, the rest take no part."
+    )
+
+
+class WebhookConfig(_Section):
+    """Where alerts go."""
+
+    url: str = Field(pattern=r"^https?://", description="An address that takes a POST of JSON.")
+    secret: str | None = Field(None, description="Signs each alert (HMAC-SHA256), as `${ENV_NAME}`.")
+
+
+class AlertsConfig(_Section):
+    """What is worth waking someone up; each compares the last hour of all gateways."""
+
+    cost_usd_per_hour: Usd | None = Field(Decimal(100), description="Cost per hour; null for none.")
+    error_share: Share | None = Field(0.05, description="Requests that failed, of those that ran.")
+    refused_share: Share | None = Field(0.5, description="Requests that were refused, of all.")
+    abuse_share: Share | None = Field(0.10, description="Requests in which abuse was found, of all.")
+    drift_share: Share | None = Field(0.10, description="Our token count against the provider's, of its.")
+    absorbed_usd: Usd | None = Field(Decimal(0), description="Cost that no account could cover: more than this.")
+    requests_min: int = Field(20, ge=1, description="Shares are not looked at below this many requests.")
+    repeat_s: Seconds = Field(3600, description="How soon the same alert is sent again.")
+    webhook: WebhookConfig | None = Field(None, description="Where alerts go beside the log.")
 
 
 class JwtConfig(_Section):
@@ -105,6 +250,9 @@ class HoldConfig(_Section):
     slice_s: Seconds = Field(4, description="A hold covers this much of a stream's own rate.")
     lease_s: Annotated[float, Field(ge=3, le=300)] = Field(
         9, description="How long a hold outlives a gateway that crashed."
+    )
+    reap_charge: Literal["used", "held"] = Field(
+        "used", description="What a stream pays whose gateway and journal are lost: what Redis knew, or its hold."
     )
 
 
@@ -139,6 +287,18 @@ class Config(_Section):
     tiers: dict[str, TierConfig] = Field({}, description="Named sets of limits; `default` is everybody else's.")
     unpriced: Literal["refuse", "free"] = Field("refuse", description="What happens to a model without a price.")
     jwt: JwtConfig | None = Field(None, description="Accept an issuer's tokens beside API keys.")
+    experiments: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")], ExperimentConfig] = Field(
+        {}, description="Comparisons of limits between accounts of a tier."
+    )
+    alerts: AlertsConfig = Field(AlertsConfig(), description="When to tell the operator.")
+    credits: Literal["on", "off"] = Field(
+        "on", description="`off` runs without money: limits hold, usage is recorded, nothing is charged."
+    )
+    redis_away: Literal["open", "closed"] = Field(
+        "open",
+        description="With `credits: off`, whether rates are kept by each gateway alone while Redis is away, each at its "
+        "share, or requests are refused. Money is always refused.",
+    )
     holds: HoldConfig = Field(HoldConfig(), description="How credit is held.")
     server: ServerConfig = Field(ServerConfig(), description="The HTTP side.")
     log: LogConfig = Field(LogConfig(), description="Logging.")

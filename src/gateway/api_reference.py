@@ -12,8 +12,10 @@ from fastapi import FastAPI
 from gateway.app import inference_roles
 from gateway.canonical.errors import ErrorCode
 from gateway.http.admin import Admin, admin_router
+from gateway.http.admin_reports import reports_router
 from gateway.http.health import health_router
 from gateway.http.inference import models_router
+from gateway.http.streams import streams_router
 
 _TITLES = {
     "models": ("Models", "Wants an API key or a JWT."),
@@ -41,7 +43,10 @@ def _document() -> dict[str, Any]:
     app = FastAPI()
     app.include_router(models_router(nothing, nothing))
     app.include_router(health_router(nothing, nothing))
-    app.include_router(admin_router(Admin(key="", accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())))
+    app.include_router(streams_router(nothing, nothing))
+    admin = Admin(key="", accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())
+    app.include_router(admin_router(admin, nothing))
+    app.include_router(reports_router(admin, nothing, nothing))
     return app.openapi()
 
 

@@ -14,23 +14,30 @@ from fastapi import FastAPI
 from gateway import __version__
 from gateway.config import Config, ConfigError, Environment
 from gateway.embedded_redis import EmbeddedRedis, NoRedis
+from gateway.entrance import Entrance
 from gateway.exchange import Patience, Services
 from gateway.http.admin import Admin, admin_router
+from gateway.http.admin_reports import reports_router
 from gateway.http.errors import add_error_handlers
 from gateway.http.front import Front
 from gateway.http.health import health_router
 from gateway.http.inference import InferenceEndpoint, inference_routes, models_router
+from gateway.http.streams import streams_router
 from gateway.identity.authenticator import Authenticator
 from gateway.identity.keys import ApiKeys
-from gateway.ledger import Ledger
+from gateway.ledger import Ledger, Streams
 from gateway.limits.accounts import Accounts
 from gateway.limits.admission import Admission
 from gateway.limits.checks import UnfitRedis, check_redis
+from gateway.limits.connect import open_redis
 from gateway.limits.journal import Journal
-from gateway.limits.redis import RedisOwner, StoreUnavailable, retrying
+from gateway.limits.reaper import Reaper
+from gateway.limits.redis import Redis, StoreUnavailable, retrying
 from gateway.limits.reservation import Books, HoldPolicy
-from gateway.limits.scripts import Retention
-from gateway.limits.settlements import Settlements
+from gateway.limits.revocations import Revocations
+from gateway.limits.scripts import Retention, Scripts, SettleReply
+from gateway.limits.settlements import Settlement, Settlements
+from gateway.limits.tiers import Rulebook
 from gateway.live import LiveExchanges
 from gateway.metering import tokens
 from gateway.protocols.ai_sdk_4 import AiSdk4Server
@@ -39,7 +46,8 @@ from gateway.protocols.wire import ServerRole
 from gateway.providers.transport import Transport
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
-from gateway.wiring import DEFAULT_TIER, jwt_verifier, router, tier_lookup
+from gateway.watch import Watch
+from gateway.wiring import capacities, jwt_verifier, router
 
 _log = structlog.get_logger()
 
@@ -94,66 +102,105 @@ class Gateway:
             supervisor = TaskOwner()
             supervisor.start(self._embedded.supervise(), "embedded-redis")
             stack.push_async_callback(supervisor.aclose)
-        redis = _redis_owner(self.environment.redis_url or (self._embedded.url if self._embedded else ""))
+        redis = await self._connect(stack)
+        books = await self._open_books(redis, stack)
+        transport = Transport()
+        stack.push_async_callback(transport.aclose)
+        stack.push_async_callback(self._tasks.aclose)
+        stack.push_async_callback(self._flush, books.settlements)
+        accounts, api_keys = Accounts(books.scripts), ApiKeys(redis)
+        watch = Watch(self.config, redis, accounts, self._load, gateway=books.scripts.gateway)
+        stack.push_async_callback(watch.aclose)
+        services = self._services(books, watch, transport)
+        authenticator = await self._authenticator(api_keys, stack)
+        self._add_routes(services, authenticator, redis)
+        admin = Admin(
+            key=self._admin_key(), accounts=accounts, api_keys=api_keys, ledger=Ledger(redis), tiers=watch.tiers
+        )
+        self._fastapi.include_router(admin_router(admin, watch.explanation))
+        self._fastapi.include_router(reports_router(admin, watch.experiments, watch.tallies))
+        self._fastapi.include_router(streams_router(authenticator, Streams(redis)))
+        if self._embedded is not None:
+            await self._ensure_dev_account(accounts, api_keys)
+        revocations = Revocations(redis, lambda name: self._revoke(name, api_keys))
+        self._tasks.start(self.live.run(), "live")
+        self._tasks.start(books.settlements.run(), "settlements")
+        self._tasks.start(_reap_for_ever(books.reaper, self.config.holds.lease_s / 3), "reaper")
+        self._tasks.start(revocations.run(), "revocations")
+        watch.start(self._tasks)
+
+    async def _connect(self, stack: contextlib.AsyncExitStack) -> Redis:
+        try:
+            redis = open_redis(self.environment.redis_url or (self._embedded.url if self._embedded else ""))
+        except ValueError as error:
+            raise ConfigError(f"GATEWAY_REDIS_URL: {error}") from None
         redis.on_round_trip = self.telemetry.redis.observe
         redis.start()
         stack.push_async_callback(redis.aclose)
         try:
-            await retrying(lambda: check_redis(redis), _REDIS_WAIT_S)
+            await retrying(lambda: check_redis(redis, durability=self.config.redis.durability), _REDIS_WAIT_S)
         except StoreUnavailable as error:
             raise NoRedis(
                 f"Redis did not answer within {_REDIS_WAIT_S:g} s ({error}). Is GATEWAY_REDIS_URL right?"
             ) from None
+        return redis
+
+    async def _open_books(self, redis: Redis, stack: contextlib.AsyncExitStack) -> Books:
+        """The journal, what it still has to settle, and where this process keeps its holds."""
+        holds, retention = self.config.holds, Retention()
         journal = Journal.open_free(self.data_dir / "journal")
         stack.callback(journal.close)
-        settlements = Settlements(redis, journal, Retention())
+        name = _kept_secret(self.data_dir / "gateway-id", "", length=6)
+        scripts = Scripts(redis, f"{name}.{journal.number}")
+        settlements = Settlements(scripts, journal, retention)
         recovered = await settlements.recover(self.data_dir / "journal")
         if recovered:
             _log.info("journal_recovered", streams=recovered)
         self.telemetry.unsettled.set_function(lambda: settlements.pending)
-        transport = Transport()
-        stack.push_async_callback(transport.aclose)
-        stack.push_async_callback(self._tasks.aclose)
-        stack.push_async_callback(self._flush, settlements)
-        accounts, api_keys = Accounts(redis), ApiKeys(redis)
-        holds = self.config.holds
         policy = HoldPolicy(slice_s=holds.slice_s, lease_s=holds.lease_s)
-        books = Books(redis=redis, journal=journal, settlements=settlements, policy=policy)
-        services = self._services(books, accounts, transport)
-        authenticator = await self._authenticator(api_keys, stack)
-        self._add_routes(services, authenticator, redis)
-        admin = Admin(
-            key=self._admin_key(),
-            accounts=accounts,
-            api_keys=api_keys,
-            ledger=Ledger(redis),
-            tiers=(*self.config.tiers, DEFAULT_TIER),
-        )
-        self._fastapi.include_router(admin_router(admin))
-        if self._embedded is not None:
-            await self._ensure_dev_account(accounts, api_keys)
-        self._tasks.start(self.live.run(), "live")
-        self._tasks.start(settlements.run(), "settlements")
-        self._tasks.start(_reap_for_ever(services.admission, self.config.holds.lease_s / 3), "reaper")
+        reaper = Reaper(scripts, retention, grace_s=policy.grace_s, charge_held=holds.reap_charge == "held")
+        books = Books(scripts=scripts, journal=journal, settlements=settlements, policy=policy, reaper=reaper)
+        scripts.on_rollback = books.say_again
+        return books
 
     async def _flush(self, settlements: Settlements) -> None:
         left = await settlements.flush(_FLUSH_S)
         if left:
             _log.warning("settlements_left", count=left, advice="the journal has them; the next start posts them")
 
-    def _services(self, books: Books, accounts: Accounts, transport: Transport) -> Services:
-        server = self.config.server
-        books.settlements.on_posted = lambda settlement, reply: self.telemetry.absorbed.inc(reply.absorbed)
+    def _services(self, books: Books, watch: Watch, transport: Transport) -> Services:
+        server, statistics = self.config.server, watch.statistics
+
+        def on_posted(settlement: Settlement, reply: SettleReply) -> None:
+            if reply.absorbed:
+                self.telemetry.absorbed.inc(reply.absorbed)
+                statistics.absorbed(settlement.stream.account, reply.absorbed)
+
+        books.settlements.on_posted = on_posted
+        entrance = Entrance(
+            router(self.config, transport),
+            Admission(books),
+            watch.entitlements,
+            Rulebook(capacities(self.config)),
+            tokens.counter,
+        )
         return Services(
-            router=router(self.config, transport),
-            admission=Admission(books, Retention()),
-            tier_of=tier_lookup(self.config, accounts),
-            count=tokens.counter(),
+            entrance=entrance,
             live=self.live,
             telemetry=self.telemetry,
+            statistics=statistics,
             tasks=self._tasks,
+            observe_latency=watch.latency.observe,
             patience=Patience(commit_s=server.commit_s, heartbeat_s=server.heartbeat_s, send_s=server.send_timeout_s),
         )
+
+    def _load(self) -> tuple[int, int]:
+        """Streams that run here, and how many this process is meant for."""
+        return len(self.live), self.config.server.streams_max
+
+    def _revoke(self, name: str, api_keys: ApiKeys) -> None:
+        api_keys.forget(name)
+        self.live.revoke(name)
 
     async def _authenticator(self, api_keys: ApiKeys, stack: contextlib.AsyncExitStack) -> Authenticator:
         if self.config.jwt is None:
@@ -162,7 +209,7 @@ class Gateway:
         stack.push_async_callback(verifier.aclose)
         return Authenticator(api_keys, verifier)
 
-    def _add_routes(self, services: Services, authenticator: Authenticator, redis: RedisOwner) -> None:
+    def _add_routes(self, services: Services, authenticator: Authenticator, redis: Redis) -> None:
         body_bytes_max = self.config.server.body_bytes_max
         endpoints = {
             path: InferenceEndpoint(role, authenticator, services, body_bytes_max=body_bytes_max)
@@ -193,30 +240,23 @@ def inference_roles() -> dict[str, ServerRole]:
     return {"/v1/chat/completions": OpenAiChatServer(), "/api/ai/chat-stream": AiSdk4Server()}
 
 
-def _redis_owner(url: str) -> RedisOwner:
-    try:
-        return RedisOwner(url)
-    except ValueError as error:
-        raise ConfigError(f"GATEWAY_REDIS_URL: {error}") from None
-
-
-async def _reap_for_ever(admission: Admission, pause_s: float) -> None:
+async def _reap_for_ever(reaper: Reaper, pause_s: float) -> None:
     """Finish the streams of gateways that died; every replica looks, and any may be the one that finds them."""
     while True:
         await asyncio.sleep(pause_s)
         try:
-            reaped = await admission.reap_abandoned()
+            reaped = await reaper.reap_all()
         except StoreUnavailable:
             continue
         if reaped:
             _log.warning("streams_reaped", count=reaped)
 
 
-def _kept_secret(path: Path, prefix: str) -> str:
+def _kept_secret(path: Path, prefix: str, *, length: int = 32) -> str:
     """A random secret that outlives restarts, readable by its owner only; of two first starts at once, one's wins."""
     if not path.exists():
         draft = path.with_name(f"{path.name}.{os.getpid()}")
-        _write_secret(draft, prefix + secrets.token_urlsafe(32))
+        _write_secret(draft, prefix + secrets.token_hex(length))
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
         draft.unlink()

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 from gateway import api_reference, config_reference
 from gateway.app import START_UP_ERRORS, Gateway
 from gateway.config import Config, ConfigError, Environment, load
+from gateway.experiments import Row, report
+from gateway.metering.prices import microusd_of
 from gateway.server import serve as run_server
 from gateway.telemetry import configure_logs
 from gateway.wiring import validate
@@ -319,3 +322,31 @@ def _print(value: Any) -> None:
 def _fail(message: str) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(1)
+
+
+experiments = typer.Typer(no_args_is_help=True, help="Comparisons of limits.")
+app.add_typer(experiments, name="experiments")
+
+
+@experiments.callback()
+def _experiments() -> None:
+    """Without this, typer would make the only command of the group the group itself."""
+
+
+@experiments.command("report")
+def experiments_report(
+    name: Annotated[str | None, typer.Option(help="One experiment; all of the configuration without.")] = None,
+) -> None:
+    """Compare how the variants did."""
+    found = [_call("GET", f"/experiments/{_quoted(name)}")] if name else _call("GET", "/experiments")
+    if not found:
+        typer.echo("The configuration has no experiments.")
+    for experiment in found:
+        times = f", {experiment['start']} to {experiment['end']}" if experiment["start"] else ""
+        typer.echo(f"{experiment['name']}: {experiment['state']}{times}")
+        typer.echo(report([_row(variant) for variant in experiment["variants"]]) + "\n")
+
+
+def _row(variant: dict[str, Any]) -> Row:
+    counts = {field: variant[field] for field in Row.__struct_fields__ if field != "cost"}
+    return Row(**counts, cost=microusd_of(Decimal(variant["cost_usd"])))

@@ -181,6 +181,9 @@ class TierConfig(_Section):
         description="What the tier may do: `stream`, `tools`, `images`, `documents`, `audio`, `reasoning`, "
         "`structured_output`, `choices`; all where unset.",
     )
+    endpoints: tuple[Literal["openai_chat", "ai_sdk_4"], ...] | None = Field(
+        None, description="Which endpoints the tier may use, by protocol; all where unset."
+    )
     strategy: Literal["fixed", "load", "trust", "adaptive"] = Field(
         "fixed", description="How rates follow the load of the gateways and the account's history."
     )
@@ -260,6 +263,9 @@ class ServerConfig(_Section):
     """The HTTP side."""
 
     body_bytes_max: int = Field(32 * 1024 * 1024, ge=1024, description="Largest request body.")
+    streams_max: int = Field(
+        1000, ge=1, le=30_000, description="How many streams one process is meant for; what load is measured against."
+    )
     drain_s: Annotated[float, Field(ge=0, le=3600)] = Field(
         30, description="How long running streams may finish after SIGTERM."
     )
@@ -267,6 +273,14 @@ class ServerConfig(_Section):
     heartbeat_s: Seconds = Field(10, description="How often a quiet stream gets a heartbeat.")
     send_timeout_s: Seconds = Field(30, description="When a client that takes nothing is cut.")
     cors_origins: tuple[str, ...] = Field(("*",), description="Browser origins that may call; empty for none.")
+
+
+class RedisConfig(_Section):
+    """What is expected of Redis."""
+
+    durability: Literal["aof", "none"] = Field(
+        "aof", description="`none` accepts a Redis that keeps no append-only file: a restart of it loses balances."
+    )
 
 
 class LogConfig(_Section):
@@ -296,10 +310,11 @@ class Config(_Section):
     )
     redis_away: Literal["open", "closed"] = Field(
         "open",
-        description="With `credits: off`, whether rates are kept by each gateway alone while Redis is away, each at its "
-        "share, or requests are refused. Money is always refused.",
+        description="With `credits: off`, whether each gateway keeps its share of the rates alone while Redis is away, "
+        "or requests are refused. Where money counts they always are.",
     )
     holds: HoldConfig = Field(HoldConfig(), description="How credit is held.")
+    redis: RedisConfig = Field(RedisConfig(), description="What is expected of Redis.")
     server: ServerConfig = Field(ServerConfig(), description="The HTTP side.")
     log: LogConfig = Field(LogConfig(), description="Logging.")
 

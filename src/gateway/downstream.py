@@ -17,7 +17,17 @@ _Send = Callable[[Any], Awaitable[None]]
 class Downstream:
     """Sends one response. The first write decides its status line."""
 
-    __slots__ = ("_abort", "_extra", "_lock", "_send", "is_finished", "is_started", "last_write_at", "sending_since")
+    __slots__ = (
+        "_abort",
+        "_extra",
+        "_lock",
+        "_send",
+        "is_detached",
+        "is_finished",
+        "is_started",
+        "last_write_at",
+        "sending_since",
+    )
 
     def __init__(self, send: _Send, extra: Headers, abort: Callable[[], None]) -> None:
         """``extra`` headers go out with any answer; ``abort`` resets the connection."""
@@ -27,8 +37,18 @@ class Downstream:
         self._lock = asyncio.Lock()
         self.is_started = False
         self.is_finished = False
+        self.is_detached = False
         self.sending_since: float | None = None
         self.last_write_at = time.monotonic()
+
+    def add_headers(self, headers: Headers) -> None:
+        """Send these with the answer too; before its first byte."""
+        self._extra = (*self._extra, *headers)
+
+    def detach(self) -> None:
+        """The client has gone, and the answer is read to its end nevertheless: nothing is sent any more."""
+        self.is_detached = True
+        self.is_finished = True
 
     async def write(self, payload: bytes, headers: Headers) -> None:
         """Send bytes of a stream, after the status line where it has not gone out yet."""

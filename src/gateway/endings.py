@@ -31,6 +31,9 @@ COMPLETE = Ending(Outcome.COMPLETE)
 CLIENT_LEFT = Ending(Outcome.CANCELLED, "client_left")
 CLIENT_STALLED = Ending(Outcome.CANCELLED, "client_stalled")
 STOPPED = Ending(Outcome.CANCELLED, "gateway_stopped")
+REVOKED = Ending(Outcome.CUT, "access_revoked")
+
+REVOKED_CUT = Cut("access_revoked", "The account was suspended or the key revoked; the answer ends here.")
 
 _SHORTFALL_MESSAGES = {
     Shortfall.CREDITS_EXHAUSTED: "The account's credit is used up; the answer ends here.",
@@ -54,3 +57,8 @@ def broke_error() -> GatewayError:
 def cut_for(shortfall: Shortfall) -> tuple[Cut, Ending]:
     """What a stream that cannot be paid for any longer says, and its ending."""
     return Cut(shortfall.value, _SHORTFALL_MESSAGES[shortfall]), Ending(Outcome.CUT, shortfall.value)
+
+
+def cut_off(cut: Cut) -> Ending:
+    """The ending of a stream that a rule stopped."""
+    return Ending(Outcome.CUT, cut.reason)

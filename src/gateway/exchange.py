@@ -14,11 +14,12 @@ import msgspec
 import structlog
 from anyio import CancelScope, move_on_after
 
+from gateway.billing import Course, owed
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import (
     ErrorCode,
     GatewayError,
-    PermissionDenied,
+    LimitExceeded,
     ProviderError,
     ProviderTimeout,
     ServiceUnavailable,
@@ -26,29 +27,32 @@ from gateway.canonical.errors import (
 )
 from gateway.canonical.events import Batch, Failure, Frame, Order
 from gateway.canonical.request import Request
-from gateway.canonical.usage import Usage
+from gateway.conduct import Conduct, budget_notice
 from gateway.downstream import Downstream
 from gateway.endings import (
     CLIENT_LEFT,
     CLIENT_STALLED,
     COMPLETE,
+    REVOKED,
+    REVOKED_CUT,
     STOPPED,
     Ending,
     Outcome,
     broke_error,
     cut_for,
+    cut_off,
     failed,
 )
+from gateway.entrance import Admitted, Entrance, Knock
 from gateway.ledger import UsageRecord
-from gateway.limits.admission import Admission, Ask, Tier
-from gateway.limits.reservation import Reservation
+from gateway.limits.allowances import Unit
 from gateway.limits.scripts import Posting
 from gateway.live import LiveExchanges
 from gateway.metering.meter import Bill, Meter
-from gateway.metering.quote import quote
-from gateway.metering.tokens import TokenCounter, count_input
-from gateway.protocols.wire import Encoder, ServerRole, StreamMeta
-from gateway.router import Calls, Router, Target, Upstream
+from gateway.protocols.wire import Allowance, Encoder, ServerRole, StreamMeta
+from gateway.providers.provider import Hangup
+from gateway.router import Calls, Target, Upstream
+from gateway.statistics import Statistics
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
 
@@ -56,6 +60,7 @@ _log = structlog.get_logger()
 _Receive = Callable[[], Awaitable[Any]]
 
 _LAST_WORDS_S = 5.0
+_FIRST_BUDGET_MARK = 800
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,27 +78,41 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 class Services(msgspec.Struct, frozen=True, kw_only=True):
     """What every exchange works with; built once, by ``app.py``."""
 
-    router: Router
-    admission: Admission
-    tier_of: Callable[[Caller], Awaitable[Tier]]
-    count: TokenCounter
+    entrance: Entrance
     live: LiveExchanges
     telemetry: Telemetry
+    statistics: Statistics
     tasks: TaskOwner
+    observe_latency: Callable[[float, str], None]
     patience: Patience = Patience()
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for in its headers. ``digest`` is of the request, where it names an idempotency key."""
+
+    idempotency_key: str = ""
+    digest: str = ""
+    notices: bool = False
 
 
 class Exchange:
     """One authenticated, decoded request on its way."""
 
     def __init__(
-        self, services: Services, protocol: ServerRole, request: Request, caller: Caller, request_id: str
+        self,
+        services: Services,
+        protocol: ServerRole,
+        request: Request,
+        caller: Caller,
+        request_id: str,
+        wishes: Wishes,
     ) -> None:
         self._services = services
         self._protocol = protocol
         self._request = request
         self._caller = caller
         self._request_id = request_id
+        self._wishes = wishes
         self._started_at = time.monotonic()
         self._first_event_at = 0.0
         self._last_batch_at = 0.0
@@ -103,13 +122,16 @@ class Exchange:
         self._interruption: Ending | None = None
         self._upstream: Upstream | None = None
         self._encoder: Encoder | None = None
+        self._tell_budget_at = _FIRST_BUDGET_MARK
+        self._left_with: Bill | None = None
+        self._is_whole = False
+        self._left_at = 0.0
 
     async def run(self, receive: _Receive, downstream: Downstream) -> None:
         """The whole way. ``receive`` tells when the client leaves; ``downstream`` is where the answer goes."""
         self._downstream = downstream
         try:
-            targets = self._resolve()
-            await self._admit(targets)
+            self._begin(await self._admit())
         except GatewayError as error:
             await self._refuse(error)
             return
@@ -122,7 +144,7 @@ class Exchange:
         self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
         ending = STOPPED
         try:
-            ending = await self._relay_until_ended(targets)
+            ending = await self._relay_until_ended()
             await self._say_last_words(ending)
         except Exception:
             _log.exception("exchange_broke", request_id=self._request_id)
@@ -137,28 +159,38 @@ class Exchange:
 
     # Admission.
 
-    def _resolve(self) -> tuple[Target, ...]:
-        model = self._request.model
-        if not self._caller.may_use(model):
-            raise PermissionDenied("This credential does not allow the model.", code=ErrorCode.MODEL_NOT_ALLOWED)
-        return self._services.router.resolve(model)
-
-    async def _admit(self, targets: tuple[Target, ...]) -> None:
-        """Hold what the request needs to begin, or raise why it may not."""
-        services, request = self._services, self._request
-        input_tokens = await count_input(request, services.count)
-        quoted = quote(request, input_tokens, (target.price for target in targets))
-        ask = Ask(
-            account=self._caller.account,
-            tier=await services.tier_of(self._caller),
-            model=request.model,
-            request_id=self._request_id,
-            hold_min=quoted.hold_min,
-            slice=quoted.slice,
-            facts=msgspec.json.encode(self._facts()),
+    async def _admit(self) -> Admitted:
+        wishes = self._wishes
+        return await self._services.entrance.admit(
+            Knock(
+                request=self._request,
+                caller=self._caller,
+                protocol=self._protocol.name,
+                request_id=self._request_id,
+                facts=lambda variant: msgspec.json.encode(self._facts(variant=variant)),
+                idempotency_key=wishes.idempotency_key,
+                digest=wishes.digest,
+            )
         )
-        self._meter = Meter(targets[0].price, services.count, input_tokens)
-        self._reservation: Reservation = await services.admission.reserve(ask)
+
+    def _begin(self, admitted: Admitted) -> None:
+        """Take over what was admitted: from here on it has to be settled."""
+        self._admitted = admitted
+        self._reservation = admitted.reservation
+        self._meter = admitted.meter
+        self._conduct = Conduct(admitted.tier, admitted.reservation, self._started_at, self._downgrade)
+        self._has_rules = self._conduct.is_needed
+        rates = admitted.allowances.rates(admitted.reservation.left)
+        standing = [
+            Allowance("tokens" if rate.unit is Unit.TOKENS else "requests", rate.limit, rate.left, rate.reset_s)
+            for rate in rates
+        ]
+        stream_id = (b"x-gateway-stream-id", admitted.reservation.stream.sid.encode())
+        self._downstream.add_headers((stream_id, *self._protocol.rate_headers(standing)))
+
+    def _downgrade(self) -> None:
+        entitlements, account = self._services.entrance.entitlements, self._caller.account
+        self._services.tasks.start(entitlements.downgrade(account, self._admitted.tier), "downgrade")
 
     def _facts(self, **known: Any) -> UsageRecord:
         return UsageRecord(
@@ -171,58 +203,69 @@ class Exchange:
         )
 
     async def _refuse(self, error: GatewayError) -> None:
+        entitlements = self._services.entrance.entitlements
+        variant = entitlements.tier(self._caller.tier, self._caller.account).variant
         self._services.telemetry.refused(self._request_id, self._caller, error.code.value)
+        self._services.statistics.refused(self._caller.account, error.code.value, variant)
+        if isinstance(error, LimitExceeded) and error.counts is not None and error.amount is not None:
+            standing = Allowance(error.counts, error.amount, 0, error.retry_after_s or 0)
+            self._downstream.add_headers(self._protocol.rate_headers([standing]))
         await self._downstream.reply(self._protocol.encode_error(error))
 
     # The stream.
 
-    async def _relay_until_ended(self, targets: tuple[Target, ...]) -> Ending:
+    async def _relay_until_ended(self) -> Ending:
         with self._scope:
             try:
-                return await self._relay(targets)
+                ending = await self._relay()
+                return CLIENT_LEFT if self._left_at else ending
             except GatewayError as error:
-                return failed(error)
+                return CLIENT_LEFT if self._left_at else failed(error)
         return self._interruption or STOPPED
 
-    async def _relay(self, targets: tuple[Target, ...]) -> Ending:
+    async def _relay(self) -> Ending:
         """From the first event to the last; returns how it ended, with everything said but an error."""
-        upstream = await self._open(targets)
+        upstream = await self._open()
         encoder = self._encoder_for(upstream.target)
+        downstream, reservation = self._downstream, self._reservation
         batch: Batch | None = upstream.first
         while batch is not None:
             self._last_batch_at = self._services.live.now
             payload, ending = await self._pay_and_encode(batch, encoder)
             if ending is None and batch.is_last:
+                self._is_whole = True
                 ending = COMPLETE
                 payload += encoder.end(self._meter.reported or self._meter.counted)
             if ending is None:
                 if payload:
-                    await self._downstream.write(payload, encoder.headers)
+                    await downstream.write(payload, encoder.headers)
                     self._last_batch_at = self._services.live.now
-                self._reservation.keep_ahead()
+                reservation.keep_ahead()
                 batch = await anext(upstream.batches, None)
             elif ending.error is None:
-                await self._downstream.finish(payload, encoder.headers)
+                await downstream.finish(payload, encoder.headers)
                 return ending
             else:
                 if payload:
-                    await self._downstream.write(payload, encoder.headers)
+                    await downstream.write(payload, encoder.headers)
                 return ending
         raise StreamTruncated("The provider's stream ended early.", provider=upstream.target.provider.name)
 
-    async def _open(self, targets: tuple[Target, ...]) -> Upstream:
-        upstream = await self._services.router.open(self._request, targets, self._calls)
+    async def _open(self) -> Upstream:
+        admitted = self._admitted
+        upstream = await self._services.entrance.router.open(admitted.request, admitted.targets, self._calls)
         self._upstream = upstream
         self._first_event_at = time.monotonic()
+        self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
         self._last_batch_at = self._services.live.now
-        if upstream.target is not targets[0]:
-            self._meter = Meter(upstream.target.price, self._services.count, self._meter.input)
+        if upstream.target is not admitted.targets[0]:
+            self._meter = Meter(upstream.target.terms.price, admitted.count, self._meter.input, self._meter.images)
         return upstream
 
     def _encoder_for(self, target: Target | None) -> Encoder:
         if self._encoder is None:
             wire = target.provider.wire if target is not None else None
-            meta = StreamMeta(self._request_id, int(time.time()), wire)
+            meta = StreamMeta(self._request_id, int(time.time()), wire, self._wishes.notices)
             self._encoder = self._protocol.encoder(self._request, meta)
         return self._encoder
 
@@ -237,7 +280,13 @@ class Exchange:
             return await self._pay_one_by_one(frames, encoder, ending)
         reservation.use(cost)
         meter.forwarded(tokens)
-        return b"".join([encoder.encode(frame) for frame in frames]), ending
+        reservation.tokens = meter.input + meter.output
+        payload = b"".join([encoder.encode(frame) for frame in frames])
+        if reservation.used_permille >= self._tell_budget_at:
+            payload = self._tell_budget(encoder) + payload
+        if self._has_rules and ending is None:
+            return await self._follow_rules(frames, tokens, payload, encoder)
+        return payload, ending
 
     async def _pay_one_by_one(
         self, frames: list[Frame], encoder: Encoder, ending: Ending | None
@@ -261,6 +310,29 @@ class Exchange:
             out.append(encoder.encode(frame))
         return b"".join(out), ending
 
+    async def _follow_rules(
+        self, frames: list[Frame], tokens: int, payload: bytes, encoder: Encoder
+    ) -> tuple[bytes, Ending | None]:
+        """The tier's rules for running streams: notices, slower, or the end."""
+        conduct, meter = self._conduct, self._meter
+        verdict = conduct.judge(frames, tokens, meter.input + meter.output, time.monotonic())
+        payload += b"".join([encoder.notice(notice) for notice in verdict.notices])
+        if verdict.cut is not None:
+            return payload + encoder.cut(verdict.cut, meter.counted), cut_off(verdict.cut)
+        pause_s = max(conduct.pause_s(time.monotonic()), conduct.debt_pause_s)
+        while pause_s > 0:
+            await asyncio.sleep(pause_s)
+            self._last_batch_at = self._services.live.now
+            pause_s = conduct.pause_s(time.monotonic())
+        return payload, None
+
+    def _tell_budget(self, encoder: Encoder) -> bytes:
+        reservation = self._reservation
+        index = reservation.used_index
+        limit = self._admitted.allowances.at(index).name if index else ""
+        notice, self._tell_budget_at = budget_notice(reservation.used_permille, limit)
+        return encoder.notice(notice)
+
     def _check(self, frames: list[Frame]) -> tuple[list[Frame], ProviderError | None]:
         """The guard: the frames whose events are in order, and the error that ended them, if one did."""
         upstream = self._upstream
@@ -280,7 +352,14 @@ class Exchange:
     async def _watch(self, receive: _Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._interrupt(CLIENT_LEFT)
+        target = self._calls.current
+        if target is not None and target.provider.hangup.policy == "drain" and self._services.live.may_drain():
+            # The provider bills the rest anyway: read on, unseen, for the true figure.
+            self._left_at = time.monotonic()
+            self._left_with = self._meter.bill(complete=False)
+            self._downstream.detach()
+        else:
+            self._interrupt(CLIENT_LEFT)
 
     def tick(self, now: float) -> None:
         """Heartbeats, deadlines and the lease; called a few times a second."""
@@ -296,13 +375,14 @@ class Exchange:
         upstream = self._upstream
         if upstream is None:
             return
-        timeouts = upstream.target.provider.timeouts
-        if now - self._last_batch_at > timeouts.idle_s or now - self._started_at > timeouts.total_s:
-            error = ProviderTimeout("The provider stopped sending.", provider=upstream.target.provider.name)
-            self._interrupt(failed(error))
+        provider = upstream.target.provider
+        if self._left_at and now - self._left_at > provider.hangup.drain_s:
+            self._interrupt(CLIENT_LEFT)
+        elif now - self._last_batch_at > provider.timeouts.idle_s or now - self._started_at > provider.timeouts.total_s:
+            self._interrupt(failed(ProviderTimeout("The provider stopped sending.", provider=provider.name)))
 
     def _beat(self) -> None:
-        if not self._request.stream:
+        if not self._request.stream or self._downstream.is_finished:
             return
         encoder = self._encoder_for(self._upstream.target if self._upstream is not None else None)
         if encoder.heartbeat:
@@ -312,6 +392,11 @@ class Exchange:
         """The process stops and the grace is over."""
         error = ServiceUnavailable("The gateway is stopping; send the request again.", code=ErrorCode.DRAINING)
         self._interrupt(failed(error))
+
+    def revoke(self, name: str) -> None:
+        """An account was suspended or a key revoked: the answer ends here if it was this one's."""
+        if name in (self._caller.account, self._caller.subject):
+            self._interrupt(REVOKED)
 
     def _interrupt(self, ending: Ending) -> None:
         if self._interruption is None:
@@ -324,10 +409,13 @@ class Exchange:
         """Tell the client about an error: as an HTTP answer while nothing was sent, within the stream after that."""
         if ending is CLIENT_STALLED:
             await self._hang_up()
-        if ending.error is None or self._downstream.is_finished:
+        if (ending.error is None and ending is not REVOKED) or self._downstream.is_finished:
             return
         with move_on_after(_LAST_WORDS_S) as patience:
-            if not self._downstream.is_started:
+            if ending.error is None:
+                encoder = self._encoder_for(None)
+                await self._downstream.finish(encoder.cut(REVOKED_CUT, self._meter.counted), encoder.headers)
+            elif not self._downstream.is_started:
                 await self._downstream.reply(self._protocol.encode_error(ending.error))
             else:
                 encoder = self._encoder_for(None)
@@ -351,8 +439,8 @@ class Exchange:
 
     def _settle(self, ending: Ending) -> None:
         """Post what the exchange cost. Awaits nothing, since the frame may be dying."""
-        bill, refund = self._bill(ending)
-        now = time.monotonic()
+        due = owed(ending, self._course(ending), self._meter)
+        bill, meter, admitted = due.bill, self._meter, self._admitted
         first_event_s = self._first_event_at - self._started_at if self._first_event_at else None
         for attempt in self._calls.failed:
             self._services.telemetry.attempt_failed(self._request_id, attempt)
@@ -365,32 +453,38 @@ class Exchange:
             cache_read_tokens=bill.usage.cache_read,
             cache_write_tokens=bill.usage.cache_write,
             reasoning_tokens=bill.usage.reasoning,
-            counted_output=self._meter.output,
+            counted_output=meter.output,
+            reported_output=meter.reported.output if meter.reported is not None else 0,
             estimated=bill.estimated,
             held=self._reservation.held,
             cost=bill.cost_microusd,
             first_token_ms=round((first_event_s or 0) * 1000, 1),
-            duration_ms=int((now - self._started_at) * 1000),
+            duration_ms=int((time.monotonic() - self._started_at) * 1000),
             attempts=len(self._calls.failed) + (self._calls.current is not None),
+            variant=admitted.tier.variant,
+            abuse=admitted.abuse or self._conduct.found,
+            shadowed=admitted.shadowed,
         )
-        usage = msgspec.json.encode(record)
-        self._reservation.settle(Posting(actual=bill.cost_microusd, outcome=record.outcome, refund=refund, usage=usage))
+        self._reservation.settle(
+            Posting(
+                actual=bill.cost_microusd,
+                outcome=record.outcome,
+                tokens=bill.usage.total,
+                refund=due.refund,
+                usage=msgspec.json.encode(record),
+            )
+        )
         self._services.telemetry.exchange_ended(self._caller, record, first_event_s)
+        self._services.statistics.ended(self._caller.account, record)
 
-    def _bill(self, ending: Ending) -> tuple[Bill, bool]:
-        """What is owed, and whether the request is taken off the rate again.
-
-        Nothing where no provider was reached, or where one failed before the client was shown anything. A client that
-        leaves while a provider reads its prompt pays for the prompt.
-        """
+    def _course(self, ending: Ending) -> Course:
+        """How far it came; a whole answer is sent at the end or not at all."""
+        target = self._calls.current
         has_left = ending in (CLIENT_LEFT, CLIENT_STALLED)
-        was_read = self._upstream is not None or (has_left and self._calls.current is not None)
-        failed_unseen = ending.outcome in (Outcome.FAILED, Outcome.TRUNCATED) and not self._shown
-        if not was_read or failed_unseen:
-            return Bill(usage=Usage(), cost_microusd=0, estimated=False), not has_left
-        return self._meter.bill(complete=ending.outcome is Outcome.COMPLETE), False
-
-    @property
-    def _shown(self) -> bool:
-        """Whether the client was sent any of the answer; a whole answer is sent at the end or not at all."""
-        return self._meter.output > 0 and self._request.stream
+        return Course(
+            was_read=self._upstream is not None or (has_left and target is not None),
+            is_shown=self._meter.output > 0 and self._request.stream,
+            is_whole=self._is_whole and ending.outcome in (Outcome.COMPLETE, Outcome.CANCELLED),
+            hangup=target.provider.hangup if target is not None else Hangup(),
+            left_with=self._left_with,
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.limits import keys
-from gateway.limits.redis import RedisOwner
+from gateway.limits.redis import Redis
 
 _MOVED_BY_USE = frozenset((b"post", b"reap", b"trueup"))
 _SCAN_PAGE = 500
@@ -20,7 +20,10 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One exchange. Tokens as the bill has them, amounts in µ$, times in ms.
 
     ``outcome`` is complete, truncated, cancelled, cut or failed, with the ``reason`` where it has one. ``estimated``
-    says that tokens are our own count. ``counted_output`` is what was forwarded by our count, whoever was believed.
+    says that tokens are our own count. ``counted_output`` is what was forwarded by our count and ``reported_output``
+    what the provider said, whoever was believed. ``held`` is the last hold; the row has what was charged and absorbed.
+    ``variant`` names the arm of an experiment, ``abuse`` what was found in the stream, ``shadowed`` the limits in
+    shadow mode that would have refused it.
     """
 
     request_id: str
@@ -37,12 +40,16 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
     counted_output: int = 0
+    reported_output: int = 0
     estimated: bool = False
     held: int = 0
     cost: int = 0
     first_token_ms: float = 0
     duration_ms: int = 0
     attempts: int = 1
+    variant: str = ""
+    abuse: str = ""
+    shadowed: tuple[str, ...] = ()
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +83,7 @@ class Page(msgspec.Struct, frozen=True):
 class Ledger:
     """Reads ledgers. Methods may raise ``StoreUnavailable``."""
 
-    def __init__(self, redis: RedisOwner) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def page(self, accounts: list[str], *, from_ms: int, to_ms: int, cursor: str | None, count: int) -> Page:
@@ -98,6 +105,33 @@ class Ledger:
                 break
             newest = f"({entries[-1][0].decode()}"
         return rows[:count]
+
+
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream as Redis knows it: ``state`` is open, reaped or done; amounts in µ$."""
+
+    state: str
+    outcome: str
+    charged: int
+    held: int
+
+
+class Streams:
+    """Reads single streams. Methods may raise ``StoreUnavailable``."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def get(self, account: str, sid: str) -> StreamState | None:
+        """A stream of the account; ``None`` where it has none of this id, or had it too long ago."""
+        state, outcome, charged, held = await self._redis.call(
+            "HMGET", keys.record(account, sid), "st", "out", "c", "h"
+        )
+        if state is None:
+            return None
+        return StreamState(
+            state=state.decode(), outcome=(outcome or b"").decode(), charged=int(charged or 0), held=int(held or 0)
+        )
 
 
 def _order(row: Row) -> tuple[int, int, str]:

@@ -14,6 +14,8 @@ import structlog
 _log = structlog.get_logger()
 
 TICK_S = 0.25
+# With more running than this, answers nobody waits for are not read on.
+_RUNNING_WITH_DRAINS_MAX = 2_000
 
 
 class Running(Protocol):
@@ -25,6 +27,10 @@ class Running(Protocol):
 
     def drain(self) -> None:
         """Come to an end: the process stops."""
+        ...
+
+    def revoke(self, name: str) -> None:
+        """Come to an end if this account, or ``key:<id>``, is one's own."""
         ...
 
 
@@ -66,6 +72,10 @@ class LiveExchanges:
         self._running.discard(exchange)
         self._look()
 
+    def may_drain(self) -> bool:
+        """Whether one more answer may be read to its end that nobody waits for."""
+        return not self.is_draining and len(self._running) < _RUNNING_WITH_DRAINS_MAX
+
     def _look(self) -> None:
         if not self._running and not self._arriving:
             self._empty.set()
@@ -80,6 +90,11 @@ class LiveExchanges:
                     exchange.tick(self.now)
                 except Exception:  # one stream's trouble must not stop the clock of all others
                     _log.exception("tick_failed")
+
+    def revoke(self, name: str) -> None:
+        """End what runs for an account, or ``key:<id>``."""
+        for exchange in tuple(self._running):
+            exchange.revoke(name)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse new exchanges, let those that run finish for ``grace_s``, then end them and wait until they have."""

@@ -13,16 +13,22 @@ import msgspec
 from gateway.canonical.errors import ErrorCode, ProviderError, ProviderTimeout, RequestError, StreamTruncated
 from gateway.canonical.events import Batch, Failure, MessageStart, UsageReport
 from gateway.canonical.request import Request
-from gateway.metering.prices import PriceBook, PriceSchedule
+from gateway.metering.prices import PriceBook
+from gateway.metering.quote import Terms
+from gateway.metering.tokens import tokenizer_of
 from gateway.providers.provider import Call, Provider
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A provider and a model as that provider names it, with its price."""
+    """A provider and a model as that provider names it, and what is paid for it on which terms.
+
+    ``tokenizer`` is how its tokens are counted.
+    """
 
     provider: Provider
     model: str
-    price: PriceSchedule
+    terms: Terms
+    tokenizer: str
 
     @property
     def name(self) -> str:
@@ -67,20 +73,36 @@ class ModelEntry(msgspec.Struct, frozen=True):
     owned_by: str
 
 
+class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator says of a model: its targets in order, and what overrides its provider's ways."""
+
+    targets: tuple[str, ...] = ()
+    output_tokens_max: int | None = None
+    is_held_full: bool | None = None
+    tokenizer: str | None = None
+
+
+_NO_OPTIONS = ModelOptions()
+
+
 class Router:
     """Knows every provider and alias."""
 
-    def __init__(self, providers: Mapping[str, Provider], aliases: Mapping[str, Sequence[str]], prices: PriceBook):
+    def __init__(self, providers: Mapping[str, Provider], models: Mapping[str, ModelOptions], prices: PriceBook):
         self._providers = dict(providers)
-        self._aliases = {name: tuple(targets) for name, targets in aliases.items()}
+        self._models = dict(models)
+        self._aliases = {name: options.targets for name, options in models.items() if options.targets}
         self._prices = prices
 
-    def resolve(self, model: str) -> tuple[Target, ...]:
-        """The targets of a name, in the order they are tried; raises ``RequestError`` where there is none."""
-        names = self._aliases.get(model, (model,))
-        return tuple(self._target(name, model) for name in names)
+    def resolve(self, model: str, *, reasons: bool = False) -> tuple[Target, ...]:
+        """The targets of a name, in the order they are tried; raises ``RequestError`` where there is none.
 
-    def _target(self, name: str, asked: str) -> Target:
+        ``reasons`` says that the request asks for reasoning.
+        """
+        names = self._aliases.get(model, (model,))
+        return tuple(self._target(name, model, reasons=reasons) for name in names)
+
+    def _target(self, name: str, asked: str, *, reasons: bool) -> Target:
         provider_name, _, model = name.partition("/")
         provider = self._providers.get(provider_name)
         if provider is None or not model or not provider.knows(model):
@@ -98,7 +120,12 @@ class Router:
                 code=ErrorCode.MODEL_UNPRICED,
                 param="model",
             )
-        return Target(provider, model, price)
+        options = self._models.get(asked) or self._models.get(name) or _NO_OPTIONS
+        is_full = options.is_held_full
+        if is_full is None:
+            is_full = provider.holds_full(model, reasons=reasons)
+        terms = Terms(price=price, is_held_full=is_full, output_tokens_max=options.output_tokens_max)
+        return Target(provider, model, terms, options.tokenizer or tokenizer_of(model))
 
     def models(self) -> list[ModelEntry]:
         """Every alias and every listed model, sorted."""

@@ -4,31 +4,44 @@ A mistake that only shows when a value is put to use is found here, and told as 
 """
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
+from typing import Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from gateway.canonical.caller import Caller
-from gateway.config import Config, ConfigError, JwtConfig, PriceConfig, ProviderConfig, TierConfig
+from gateway.config import (
+    CapacityConfig,
+    Config,
+    ConfigError,
+    JwtConfig,
+    LimitConfig,
+    ModelConfig,
+    PriceConfig,
+    ProviderConfig,
+    TierConfig,
+    VariantConfig,
+)
+from gateway.entitlements import DEFAULT_TIER
 from gateway.identity.jwks import KeySet
 from gateway.identity.jwt import JwtSettings, JwtVerifier
-from gateway.limits.accounts import Accounts
-from gateway.limits.admission import Tier
-from gateway.limits.redis import StoreUnavailable
-from gateway.metering.prices import Price, PriceBook, PriceSchedule, picousd_per_token
+from gateway.limits.allowances import Unit
+from gateway.limits.calendar import Calendar
+from gateway.limits.tiers import BucketRule, FlowLimits, Rule, SlotsRule, Tier, WindowRule
+from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule, picousd, picousd_per_token
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
 from gateway.protocols.wire import ClientRole
 from gateway.providers.demo import DemoProvider
-from gateway.providers.endpoint import Endpoint, build_endpoint
+from gateway.providers.endpoint import Endpoint, Unseen, build_endpoint
 from gateway.providers.http_provider import HttpProvider
-from gateway.providers.provider import Provider, Timeouts
+from gateway.providers.provider import Hangup, Provider, Timeouts
 from gateway.providers.rows import ROWS
 from gateway.providers.transport import Transport
-from gateway.router import Router
+from gateway.router import ModelOptions, Router
+from gateway.wiring_watch import check_experiments
 
-DEFAULT_TIER = "default"
 _DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
 _FORMATS: dict[str, Callable[[], ClientRole]] = {"openai": OpenAiChatClient, "anthropic": AnthropicMessagesClient}
 
@@ -47,6 +60,8 @@ def validate(config: Config) -> None:
                 )
     if config.jwt is not None:
         _jwt_settings(config.jwt)
+    tiers(config)
+    check_experiments(config)
 
 
 def router(config: Config, transport: Transport) -> Router:
@@ -54,8 +69,15 @@ def router(config: Config, transport: Transport) -> Router:
     providers: dict[str, Provider] = {"demo": DemoProvider()}
     for name, provider in configured_providers(config, os.environ).items():
         providers[name] = HttpProvider(_endpoint(name, provider), _FORMATS[_format(name, provider)](), transport)
-    return Router(
-        providers, {name: model.targets for name, model in config.models.items() if model.targets}, _prices(config)
+    return Router(providers, {name: _options(model) for name, model in config.models.items()}, _prices(config))
+
+
+def _options(config: ModelConfig) -> ModelOptions:
+    return ModelOptions(
+        targets=config.targets,
+        output_tokens_max=config.output_tokens_max,
+        is_held_full=None if config.hold is None else config.hold == "full",
+        tokenizer=config.tokenizer,
     )
 
 
@@ -84,11 +106,21 @@ def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
         key=config.api_key or (os.environ.get(row.key_env) if row is not None and row.key_env else None),
         vendor=config.price_book or (row.vendor if row is not None else name),
     )
+    hangup = Hangup(
+        policy=config.on_disconnect,
+        charge_delivered=config.disconnect_charge == "delivered",
+        drain_s=config.drain_s,
+    )
+    unseen = Unseen() if row is None else Unseen(models=row.unseen, if_asked=row.unseen_if_asked)
+    if config.hold is not None:
+        unseen = Unseen(always=config.hold == "full")
     timeouts = Timeouts(**config.timeouts.model_dump())
-    return msgspec.structs.replace(endpoint, timeouts=timeouts, models=config.models)
+    return msgspec.structs.replace(endpoint, timeouts=timeouts, models=config.models, hangup=hangup, unseen=unseen)
 
 
 def _prices(config: Config) -> PriceBook:
+    if config.credits == "off":
+        return PriceBook({}, everything=FREE)
     own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE}
     for name, provider in config.providers.items():
         if provider.price is not None:
@@ -111,33 +143,120 @@ def _price(config: PriceConfig) -> PriceSchedule:
             cache_read=rate(config.cache_read),
             cache_write=rate(config.cache_write),
             reasoning=rate(config.reasoning),
+            image=picousd(config.image),
+            request=picousd(config.request),
         )
     )
 
 
-def tier_lookup(config: Config, accounts: Accounts) -> Callable[[Caller], Awaitable[Tier]]:
-    """A caller's tier: the one its token names, else its account's, else the default."""
-    tiers = {name: _tier(tier) for name, tier in config.tiers.items()}
-    default = tiers.get(DEFAULT_TIER) or _tier(TierConfig())
-
-    async def tier_of(caller: Caller) -> Tier:
-        try:
-            name = caller.tier or await accounts.tier_of(caller.account)
-        except StoreUnavailable:
-            name = None  # admission asks Redis next and says what is wrong
-        return tiers.get(name or DEFAULT_TIER, default)
-
-    return tier_of
+def tiers(config: Config) -> dict[str, Tier]:
+    """Every tier by name, the default one included; raises ``ConfigError``."""
+    configured = {DEFAULT_TIER: TierConfig(), **config.tiers}
+    return {name: _tier(name, tier) for name, tier in configured.items()}
 
 
-def _tier(config: TierConfig) -> Tier:
-    requests = config.requests
+def variants(config: Config) -> dict[str, Tier]:
+    """The tiers as experiments change them, by ``experiment/variant``."""
+    found = {}
+    for name, experiment in config.experiments.items():
+        base = config.tiers.get(experiment.tier) or TierConfig()
+        for arm, variant in experiment.variants.items():
+            tier = _tier(experiment.tier, base.model_copy(update=_changes(variant)))
+            found[f"{name}/{arm}"] = msgspec.structs.replace(tier, variant=f"{name}/{arm}")
+    return found
+
+
+def _changes(variant: VariantConfig) -> dict[str, object]:
+    return {name: value for name in type(variant).model_fields if name != "share" if (value := getattr(variant, name))}
+
+
+def capacities(config: Config) -> dict[str, tuple[Rule, ...]]:
+    """What all accounts together may ask of a model, by its name."""
+    return {name: _capacity(model.capacity) for name, model in config.models.items() if model.capacity is not None}
+
+
+def _capacity(config: CapacityConfig) -> tuple[Rule, ...]:
+    rules: list[Rule] = []
+    for unit, limit in ((Unit.REQUESTS, config.requests_per_minute), (Unit.TOKENS, config.tokens_per_minute)):
+        if limit is not None:
+            rules.append(BucketRule(per="model", unit=unit, limit=limit, period_ms=60_000, burst=limit))
+    if config.streams is not None:
+        rules.append(SlotsRule(per="model", max=config.streams))
+    return tuple(rules)
+
+
+def _tier(name: str, config: TierConfig) -> Tier:
+    rules: list[Rule] = []
+    for unit, rate in ((Unit.REQUESTS, config.requests), (Unit.TOKENS, config.tokens)):
+        if rate is not None:
+            period_ms = int(rate.period_s * 1000)
+            rules.append(BucketRule(unit=unit, limit=rate.limit, period_ms=period_ms, burst=rate.burst or rate.limit))
+    rules.append(SlotsRule(max=config.concurrent_streams))
+    rules += [_rule(f"tiers.{name}.limits.{number}", limit) for number, limit in enumerate(config.limits)]
+    flow = config.flow
+    if "downgrade" in (flow.rate_action, flow.loop_action, flow.identical_action) and flow.downgrade_to is None:
+        raise ConfigError(f"tiers.{name}.flow: downgrade needs downgrade_to, the model of the next turns")
     return Tier(
-        requests=requests.limit,
-        period_ms=int(requests.period_s * 1000),
-        burst=requests.burst or requests.limit,
-        streams=config.concurrent_streams,
+        name=name,
+        rules=tuple(rules),
+        tokens_per_request=config.tokens_per_request,
+        models=config.models,
+        features=None if config.features is None else frozenset(config.features),
+        endpoints=None if config.endpoints is None else frozenset(config.endpoints),
+        strategy=config.strategy,
+        flow=FlowLimits(**flow.model_dump()),
     )
+
+
+_WINDOW_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _rule(where: str, config: LimitConfig) -> Rule:
+    """One further limit; raises ``ConfigError`` where it counts nothing or two things."""
+    counted = {
+        Unit.REQUESTS: config.requests,
+        Unit.TOKENS: config.tokens,
+        Unit.MONEY: None if config.budget_usd is None else int(config.budget_usd * 1_000_000),
+    }
+    named = [(unit, limit) for unit, limit in counted.items() if limit is not None]
+    if len(named) + (config.streams is not None) != 1:
+        raise ConfigError(f"{where}: exactly one of requests, tokens, streams and budget_usd says what is counted")
+    if config.per == "tier" and (config.window is not None or config.budget_usd is not None):
+        raise ConfigError(f"{where}: a limit of the whole tier has no window: use requests, tokens or streams")
+    models, is_shadow = config.models, config.mode == "shadow"
+    if config.streams is not None:
+        return SlotsRule(per=config.per, models=models, is_shadow=is_shadow, max=config.streams)
+    unit, limit = named[0]
+    if config.window is None:
+        if unit is Unit.MONEY:
+            raise ConfigError(f"{where}: a budget needs a window, e.g. window: month")
+        return BucketRule(
+            per=config.per,
+            models=models,
+            is_shadow=is_shadow,
+            unit=unit,
+            limit=limit,
+            period_ms=int(config.period_s * 1000),
+            burst=config.burst or limit,
+        )
+    is_calendar = config.window in ("day", "week", "month")
+    return WindowRule(
+        per=config.per,
+        models=models,
+        is_shadow=is_shadow,
+        unit=unit,
+        limit=limit,
+        rolling_ms=0 if is_calendar else int(config.window[:-1]) * _WINDOW_S[config.window[-1]] * 1000,
+        calendar=_calendar(where, config) if is_calendar else None,
+    )
+
+
+def _calendar(where: str, config: LimitConfig) -> Calendar:
+    try:
+        ZoneInfo(config.timezone)
+    except (ValueError, ZoneInfoNotFoundError):
+        raise ConfigError(f"{where}.timezone: there is no time zone {config.timezone!r}") from None
+    return Calendar(cast(Literal["day", "week", "month"], config.window), config.timezone)
 
 
 def jwt_verifier(config: JwtConfig) -> JwtVerifier:

@@ -16,7 +16,7 @@ it looks on the wire. A message says what was wrong, where, and what to do; it n
 """
 
 from enum import StrEnum
-from typing import assert_never
+from typing import Literal, assert_never
 
 
 class ErrorCode(StrEnum):
@@ -32,6 +32,8 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CONFLICT = "conflict"
+    IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_UNPRICED = "model_unpriced"
     INVALID_API_KEY = "invalid_api_key"
@@ -41,6 +43,10 @@ class ErrorCode(StrEnum):
     ACCOUNT_SUSPENDED = "account_suspended"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     CONCURRENCY_LIMIT_EXCEEDED = "concurrency_limit_exceeded"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    TOKENS_PER_REQUEST_EXCEEDED = "tokens_per_request_exceeded"
+    ABUSE_DETECTED = "abuse_detected"
+    FEATURE_NOT_ALLOWED = "feature_not_allowed"
     CREDITS_EXHAUSTED = "credits_exhausted"
     CREDIT_STORE_UNAVAILABLE = "credit_store_unavailable"
     IDENTITY_UNAVAILABLE = "identity_unavailable"
@@ -65,13 +71,19 @@ class ErrorCode(StrEnum):
                 | ErrorCode.INVALID_VALUE
                 | ErrorCode.UNSUPPORTED_VALUE
                 | ErrorCode.PROVIDER_REJECTED
+                | ErrorCode.TOKENS_PER_REQUEST_EXCEEDED
             ):
                 return 400
             case ErrorCode.INVALID_API_KEY | ErrorCode.TOKEN_EXPIRED:
                 return 401
             case ErrorCode.CREDITS_EXHAUSTED:
                 return 402
-            case ErrorCode.PERMISSION_DENIED | ErrorCode.MODEL_NOT_ALLOWED | ErrorCode.ACCOUNT_SUSPENDED:
+            case (
+                ErrorCode.PERMISSION_DENIED
+                | ErrorCode.MODEL_NOT_ALLOWED
+                | ErrorCode.FEATURE_NOT_ALLOWED
+                | ErrorCode.ACCOUNT_SUSPENDED
+            ):
                 return 403
             case ErrorCode.NOT_FOUND | ErrorCode.MODEL_NOT_FOUND | ErrorCode.MODEL_UNPRICED:
                 return 404
@@ -79,13 +91,21 @@ class ErrorCode(StrEnum):
                 return 405
             case ErrorCode.REQUEST_TIMEOUT:
                 return 408
-            case ErrorCode.CONFLICT:
+            case ErrorCode.CONFLICT | ErrorCode.IDEMPOTENCY_IN_PROGRESS:
                 return 409
             case ErrorCode.REQUEST_TOO_LARGE:
                 return 413
             case ErrorCode.UNSUPPORTED_MEDIA_TYPE:
                 return 415
-            case ErrorCode.RATE_LIMIT_EXCEEDED | ErrorCode.CONCURRENCY_LIMIT_EXCEEDED | ErrorCode.PROVIDER_RATE_LIMITED:
+            case ErrorCode.IDEMPOTENCY_MISMATCH:
+                return 422
+            case (
+                ErrorCode.RATE_LIMIT_EXCEEDED
+                | ErrorCode.CONCURRENCY_LIMIT_EXCEEDED
+                | ErrorCode.BUDGET_EXCEEDED
+                | ErrorCode.ABUSE_DETECTED
+                | ErrorCode.PROVIDER_RATE_LIMITED
+            ):
                 return 429
             case ErrorCode.INTERNAL_ERROR:
                 return 500
@@ -152,9 +172,13 @@ class PermissionDenied(GatewayError):
 
 
 class LimitExceeded(GatewayError):
-    """An allowance is used up; ``retry_after_s`` says when it is worth trying again."""
+    """An allowance is used up; ``retry_after_s`` says when it is worth trying again, ``None`` that it never is.
+
+    ``limit`` names what is limited and ``scope`` whose share it is; ``amount`` is the limit on requests or tokens.
+    """
 
     code = ErrorCode.RATE_LIMIT_EXCEEDED
+    amount: int | None = None
 
     def __init__(
         self,
@@ -168,6 +192,15 @@ class LimitExceeded(GatewayError):
         super().__init__(message, code=code, retry_after_s=retry_after_s)
         self.limit = limit
         self.scope = scope
+
+    @property
+    def counts(self) -> Literal["requests", "tokens"] | None:
+        """What is counted, where that is requests or tokens."""
+        return self.limit if self.limit == "requests" or self.limit == "tokens" else None  # type: ignore[return-value]
+
+    @property
+    def should_retry(self) -> bool | None:
+        return False if self.retry_after_s is None else None
 
 
 class CreditsExhausted(GatewayError):

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.canonical.errors import AuthenticationError, ErrorCode, RequestError
+from gateway.http.admin_limits import LimitsExplainer, add_limits
 from gateway.http.front import Scope
 from gateway.http.inference import read_body
 from gateway.identity.authenticator import credential
@@ -65,6 +66,13 @@ class NewAccount(_Body):
     tier: str | None = Field(None, max_length=64)
 
 
+class AccountChange(_Body):
+    """What to change about an account; what is left out stays."""
+
+    tier: str | None = Field(None, max_length=64, description="Its tier; an empty string for the default one.")
+    suspended: bool | None = Field(None, description="Refuse requests and end running streams, or take that back.")
+
+
 class NewCredit(_Body):
     """Credit to add; a negative amount takes it back."""
 
@@ -86,6 +94,7 @@ class AccountOut(BaseModel):
     name: str
     tier: str | None
     created_at: str
+    suspended: bool
     granted: str
     spent: str
     held: str
@@ -166,6 +175,7 @@ class Admin:
             name=account.name,
             tier=account.tier,
             created_at=_time(account.created_ms),
+            suspended=wallet.is_suspended,
             granted=usd_string(wallet.granted),
             spent=usd_string(wallet.spent),
             held=usd_string(wallet.held),
@@ -174,10 +184,12 @@ class Admin:
         )
 
 
-def admin_router(admin: Admin) -> APIRouter:
+def admin_router(admin: Admin, explainer: LimitsExplainer) -> APIRouter:
     """Everything under ``/admin/v1``."""
     router = APIRouter(prefix="/admin/v1", tags=["admin"], route_class=_guarded_route(admin))
     _add_accounts(router, admin)
+    _add_changes(router, admin)
+    add_limits(router, explainer)
     _add_keys(router, admin)
     _add_usage(router, admin)
     return router
@@ -243,6 +255,18 @@ def _add_accounts(router: APIRouter, admin: Admin) -> None:
         if reply.code not in (_GRANT_DONE, _GRANT_REPEATED):
             reason = "would leave less than nothing" if reply.code == _GRANT_BELOW_ZERO else "is too large"
             raise RequestError(f"The amount {reason}.", code=ErrorCode.INVALID_VALUE, param="amount_usd")
+        return await admin.account_out(account_id)
+
+
+def _add_changes(router: APIRouter, admin: Admin) -> None:
+    @router.patch("/accounts/{account_id}", summary="Change an account's tier, suspend or resume it")
+    async def change_account(account_id: str, body: AccountChange) -> AccountOut:
+        await admin.account_out(account_id)
+        if body.tier is not None:
+            admin.check_tier(body.tier or None)
+            await admin.accounts.change_tier(account_id, body.tier or None)
+        if body.suspended is not None:
+            await (admin.accounts.suspend if body.suspended else admin.accounts.resume)(account_id)
         return await admin.account_out(account_id)
 
 

@@ -1,4 +1,7 @@
-"""Errors that no endpoint answers itself, each in the envelope of the path it happened on."""
+"""Errors that no endpoint answers itself, each in the envelope of the path it happened on.
+
+What was refused before it was routed (``front.REFUSAL``) is routed to its refusal here.
+"""
 
 import structlog
 from fastapi import FastAPI
@@ -6,8 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
+from gateway.http.front import REFUSAL
 from gateway.limits.redis import StoreUnavailable
 from gateway.protocols.wire import Reply, ServerRole
 
@@ -70,6 +76,17 @@ def add_error_handlers(app: FastAPI, envelopes: dict[str, ServerRole], default: 
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_bug)
+    app.router.routes.insert(0, _RefusalRoute())
+
+
+class _RefusalRoute(BaseRoute):
+    """Takes the requests that were refused before they came here, whatever they ask for."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return (Match.FULL if REFUSAL in scope else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise scope[REFUSAL]
 
 
 def _response(reply: Reply) -> Response:

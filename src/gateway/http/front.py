@@ -1,14 +1,18 @@
 """What happens to every request before it is routed: its id, and the answers browsers of other origins need.
 
 Pure ASGI. The endpoints in ``direct`` are called from here and send the headers prepared here themselves: behind the
-framework's middleware a request would pass nine more layers, and each chunk of a stream three.
+framework's middleware a request would pass nine more layers, and each chunk of a stream three. A request with a key in
+its address is not let further: addresses are kept by browsers and written down by whatever stands between.
 """
 
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import parse_qsl
 
+from gateway.canonical.errors import RequestError
+from gateway.identity.keys import PREFIX
 from gateway.protocols.wire import Headers
 
 Scope = dict[str, Any]
@@ -18,6 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REQUEST_ID = "gateway.request_id"
 HEADERS = "gateway.headers"
+REFUSAL = "gateway.refusal"
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _EXPOSED = (
@@ -25,6 +30,10 @@ _EXPOSED = (
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
+_CREDENTIALS = frozenset(
+    ("key", "api_key", "api-key", "apikey", "x-api-key", "access_token", "token", "auth", "authorization", "secret")
+)
+_SECRETS = (PREFIX, "gwadmin-")
 _PREFLIGHT_MAX_AGE_S = b"600"
 
 
@@ -58,6 +67,9 @@ class Front:
         scope[REQUEST_ID] = request_id.decode("ascii")
         scope[HEADERS] = headers
         endpoint = self.direct.get(scope["path"])
+        if scope["query_string"] and _has_credential(scope["query_string"]):
+            scope[REFUSAL] = RequestError("A credential must not be in the address: send Authorization: Bearer <key>.")
+            endpoint = None
         if endpoint is not None and scope["method"] == "POST":
             await endpoint(scope, receive, send)
         else:
@@ -72,6 +84,11 @@ class Front:
             (b"vary", b"origin"),
             (b"access-control-expose-headers", _EXPOSED),
         )
+
+
+def _has_credential(query: bytes) -> bool:
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    return any(name.lower() in _CREDENTIALS or value.startswith(_SECRETS) for name, value in pairs)
 
 
 async def _preflight(scope: Scope, send: Send, headers: Headers) -> None:

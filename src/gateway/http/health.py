@@ -4,11 +4,11 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from gateway.exchange import Services
-from gateway.limits.redis import RedisOwner, StoreUnavailable
+from gateway.limits.redis import Redis, StoreUnavailable
 from gateway.telemetry import METRICS_CONTENT_TYPE
 
 
-def health_router(services: Services, redis: RedisOwner) -> APIRouter:
+def health_router(services: Services, redis: Redis) -> APIRouter:
     """``/healthz``, ``/readyz`` and ``/metrics``; none asks for a credential."""
     router = APIRouter(tags=["health"])
 

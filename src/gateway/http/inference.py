@@ -1,5 +1,6 @@
 """The endpoints that models answer: authenticate, read, decode, and hand over to an ``Exchange``."""
 
+import hashlib
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -13,8 +14,9 @@ from gateway.canonical.caller import Caller
 from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
 from gateway.downstream import Downstream
 from gateway.endings import broke_error
-from gateway.exchange import Exchange, Services
+from gateway.exchange import Exchange, Services, Wishes
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
+from gateway.http.request_headers import idempotency_key
 from gateway.http.server_protocol import reset_of
 from gateway.identity.authenticator import Authenticator
 from gateway.protocols.bodies import check_model_name
@@ -46,12 +48,13 @@ class InferenceEndpoint:
         caller: Caller | None = None
         try:
             self._check_draining()
-            caller = await self._authenticator.authenticate(scope["headers"])
+            caller = await self._authenticator.authenticate(scope["headers"], scope.get("client"))
             _check_media_type(scope)
             body = await read_body(scope, receive, self._body_bytes_max)
             self._check_draining()  # a body may have taken its time
             query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
             request = self._protocol.decode_request(body, query)
+            wishes = _wishes(scope, body)
         except GatewayError as error:
             self._services.telemetry.refused(request_id, caller, error.code.value)
             await downstream.reply(_closing(self._protocol.encode_error(error), error))
@@ -60,13 +63,29 @@ class InferenceEndpoint:
             _log.exception("request_broke", request_id=request_id)
             await downstream.reply(self._protocol.encode_error(broke_error()))
             return
-        await Exchange(self._services, self._protocol, request, caller, request_id).run(receive, downstream)
+        exchange = Exchange(self._services, self._protocol, request, caller, request_id, wishes)
+        await exchange.run(receive, downstream)
 
     def _check_draining(self) -> None:
         if self._services.live.is_draining:
             raise ServiceUnavailable(
                 "The gateway is stopping; send the request again.", code=ErrorCode.DRAINING, retry_after_s=1
             )
+
+
+_NO_WISHES = Wishes()
+_TRUE = (b"1", b"true")
+
+
+def _wishes(scope: Scope, body: bytes) -> Wishes:
+    """What the headers ask for; raises ``RequestError`` where one of them is no value for it."""
+    key = idempotency_key(scope["headers"])
+    notices = any(name == b"x-gateway-events" and value.lower() in _TRUE for name, value in scope["headers"])
+    if key is None:
+        return Wishes(notices=True) if notices else _NO_WISHES
+    address = f"{scope['path']}?{scope['query_string'].decode('latin-1')}\n".encode()
+    digest = hashlib.blake2b(address + body, digest_size=16).hexdigest()
+    return Wishes(idempotency_key=key, digest=digest, notices=notices)
 
 
 def _closing(reply: Reply, error: GatewayError) -> Reply:
@@ -135,18 +154,19 @@ def models_router(authenticator: Authenticator, services: Services) -> APIRouter
 
     @router.get("", summary="List the models this credential may use")
     async def list_models(request: Request) -> Response:
-        caller = await authenticator.authenticate(request.scope["headers"])
-        entries = [entry for entry in services.router.models() if caller.may_use(entry.id)]
+        caller = await authenticator.authenticate(request.scope["headers"], request.scope.get("client"))
+        entries = [entry for entry in services.entrance.router.models() if caller.may_use(entry.id)]
         return _json({"object": "list", "data": [_model(entry) for entry in entries]})
 
     @router.get("/{model_id:path}", summary="One model")
     async def get_model(request: Request, model_id: str) -> Response:
-        caller = await authenticator.authenticate(request.scope["headers"])
-        entry = next((entry for entry in services.router.models() if entry.id == check_model_name(model_id)), None)
+        caller = await authenticator.authenticate(request.scope["headers"], request.scope.get("client"))
+        models = services.entrance.router.models()
+        entry = next((entry for entry in models if entry.id == check_model_name(model_id)), None)
         if entry is None:
             if not caller.may_use(model_id):
                 raise _no_such_model()
-            target = services.router.resolve(model_id)[0]
+            target = services.entrance.router.resolve(model_id)[0]
             entry = ModelEntry(model_id, target.provider.name)
         if not caller.may_use(entry.id):
             raise _no_such_model()

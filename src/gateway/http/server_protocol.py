@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with the bounds it lacks.
 
 Stock uvicorn waits for ever on a connection that says nothing, trickles its header, or never ends its body; takes
-headers of any size; and never notices a peer whose machine is gone. It also gives an application no way to reset a
-connection of which the client no longer reads, hence ``RESET``.
+headers of any size, with no host or two, and chunks with extensions of any size; and never notices a peer whose machine
+is gone. It also gives an application no way to reset a connection of which the client no longer reads, hence ``RESET``.
 """
 
 import asyncio
@@ -23,6 +23,9 @@ RESET = "gateway.reset"
 _URL_BYTES_MAX = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _HEADERS_MAX = 100
+# What a chunked body may have beside its bytes: chunk sizes and line ends, some extensions, a trailer.
+_FRAMING_BYTES_MAX = 64 * 1024
+_FRAMING_BYTES_PER_CHUNK = 16
 # Linux counts the time in which a peer takes nothing too: less than this would cut slow readers before their time.
 _UNACKNOWLEDGED_MS = 30_000
 _KEEPALIVE = (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3))
@@ -49,6 +52,9 @@ class GuardedProtocol(HttpToolsProtocol):
     _header_count = 0
     _header_bytes = 0
     _raw_header_bytes = 0
+    _hosts = 0
+    _body_bytes_fed = 0
+    _framing_bytes = 0
     _body_deadline = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -113,21 +119,38 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        message = self.scope if self._phase is _Phase.HEADER else None
+        message, phase = self.scope, self._phase
+        self._body_bytes_fed = 0
         super().data_received(data)
-        if self._phase is _Phase.HEADER and self.scope is message:
-            # The parser collects a header line until it ends, and tells nobody how long it is by then.
-            self._raw_header_bytes += len(data)
-            if self._raw_header_bytes > 2 * _HEADER_BYTES_MAX:
-                self._refuse_header()
+        if self.scope is message and phase is self._phase is not _Phase.BETWEEN:
+            self._bound_what_the_parser_swallows(len(data))
         elif self._phase is _Phase.BETWEEN and self._timer is None and self.timeout_keep_alive_task is None:
             if self.cycle is None or self.cycle.response_complete:  # blank lines; they stopped the keep-alive's clock
                 self._arm(self.header_s)
 
+    def _bound_what_the_parser_swallows(self, size: int) -> None:
+        """Called after ``size`` bytes that neither began nor ended a header or a body.
+
+        The parser collects a header line until it ends, and throws the extensions of chunks away; it tells nobody how
+        long they are by then.
+        """
+        if self._phase is _Phase.HEADER:
+            self._raw_header_bytes += size
+            if self._raw_header_bytes > 2 * _HEADER_BYTES_MAX:
+                self._refuse_header()
+            return
+        self._framing_bytes += size - self._body_bytes_fed
+        if self._framing_bytes > _FRAMING_BYTES_MAX:
+            self.send_400_response("")
+
+    def on_chunk_header(self) -> None:
+        """Called by the parser where a chunk begins."""
+        self._framing_bytes -= _FRAMING_BYTES_PER_CHUNK
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._phase = _Phase.HEADER
-        self._header_count = self._header_bytes = self._raw_header_bytes = 0
+        self._header_count = self._header_bytes = self._raw_header_bytes = self._hosts = self._framing_bytes = 0
         self.scope["extensions"] = {RESET: {"reset": self.reset}}
         self._arm(self.header_s)
 
@@ -141,11 +164,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes += len(name) + len(value)
         if self._header_count > _HEADERS_MAX or self._header_bytes > _HEADER_BYTES_MAX:
             self._refuse_header()
-        elif self._phase is _Phase.HEADER:  # a trailer must not become a header of a request that is being read
+        elif self._phase is _Phase.HEADER and b"_" not in name:
+            # A trailer must not become a header of a request that is being read; and of two names that differ in an
+            # underscore, what stands behind us might make one.
             super().on_header(name, value)
+            self._hosts += self.headers[-1][0] == b"host"
 
     def on_headers_complete(self) -> None:
-        if self.parser.get_http_version() not in ("1.0", "1.1"):
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1") or self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
             self.send_400_response("")
         if self.transport.is_closing():
             return
@@ -157,6 +184,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._body_bytes_fed += len(body)
         self._arm(min(self.body_quiet_s, max(0.0, self._body_deadline - self.loop.time())))
         super().on_body(body)
 

@@ -1,10 +1,15 @@
-"""From request headers to a ``Caller``: which credential it is, and who checks it."""
+"""From request headers to a ``Caller``: which credential it is, and who checks it.
+
+Whoever guesses API keys is slowed down by address. Guessing is no way into 256 random bits, but each guess asks Redis.
+Tokens ask nobody and are not counted.
+"""
 
 from collections.abc import Iterable
 
 from gateway.canonical.caller import Caller
-from gateway.canonical.errors import AuthenticationError, ErrorCode
+from gateway.canonical.errors import AuthenticationError, ErrorCode, LimitExceeded
 from gateway.identity import keys
+from gateway.identity.attempts import FailedAttempts
 from gateway.identity.jwt import JwtVerifier
 
 _MISSING = "No credential: send Authorization: Bearer <API key or token>."
@@ -16,15 +21,40 @@ class Authenticator:
     def __init__(self, api_keys: keys.ApiKeys, jwt: JwtVerifier | None) -> None:
         self._api_keys = api_keys
         self._jwt = jwt
+        self._failed = FailedAttempts()
 
-    async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Raises ``AuthenticationError``, or ``ServiceUnavailable`` while the credential cannot be checked."""
+    async def authenticate(
+        self, headers: Iterable[tuple[bytes, bytes]], client: tuple[str, int] | None = None
+    ) -> Caller:
+        """Raises ``AuthenticationError``, or ``ServiceUnavailable`` while the credential cannot be checked.
+
+        ``client`` is the peer as ASGI's scope names it; one from which too many keys were wrong gets ``LimitExceeded``.
+        """
         token = credential(headers)
         if token.startswith(keys.PREFIX):
-            return await self._api_keys.verify(token)
+            return await self._verify_key(token, client[0] if client is not None else None)
         if self._jwt is not None and token.count(".") == 2:
             return await self._jwt.verify(token)
         raise AuthenticationError("The credential is neither an API key of this gateway nor a token it trusts.")
+
+    async def _verify_key(self, token: str, address: str | None) -> Caller:
+        if address is None:
+            return await self._api_keys.verify(token)
+        retry_after_s = self._failed.retry_after_s(address)
+        # A key that is known may go on: behind one address there may be many callers.
+        if retry_after_s is not None and not self._api_keys.is_known(token):
+            raise LimitExceeded(
+                "Too many unknown keys came from this address.",
+                limit="failed_attempts",
+                scope="address",
+                retry_after_s=retry_after_s,
+            )
+        try:
+            return await self._api_keys.verify(token)
+        except AuthenticationError:
+            if not self._api_keys.is_known(token):  # a key that ran out is no guess
+                self._failed.note(address)
+            raise
 
 
 def credential(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -33,7 +63,7 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if not values:
         raise AuthenticationError(_MISSING)
     if len(values) > 1:
-        raise AuthenticationError("More than one Authorization header.", code=ErrorCode.INVALID_API_KEY)
+        raise AuthenticationError("More than one Authorization header.", code=ErrorCode.INVALID_REQUEST)
     scheme, _, token = values[0].decode("latin-1").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token or not token.isascii():

@@ -16,7 +16,8 @@ import msgspec
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import AuthenticationError, ErrorCode, ServiceUnavailable
 from gateway.limits import keys
-from gateway.limits.redis import RedisOwner, StoreUnavailable
+from gateway.limits.redis import Redis, StoreUnavailable
+from gateway.limits.revocations import KEY_PREFIX, revoke
 
 PREFIX = "gw-"
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -59,7 +60,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ApiKeys:
     """Makes, checks and revokes keys."""
 
-    def __init__(self, redis: RedisOwner) -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._cache: dict[str, tuple[float, KeyRecord | None]] = {}
 
@@ -83,13 +84,24 @@ class ApiKeys:
             return False
         await self._redis.call("HSET", keys.api_key(key_id), "revoked", int(time.time() * 1000))
         self._cache.pop(key_id, None)
+        await revoke(self._redis, f"{KEY_PREFIX}{key_id}")
         return True
+
+    def forget(self, name: str) -> None:
+        """Ask Redis again about ``key:<id>``, which was revoked somewhere."""
+        self._cache.pop(name.removeprefix(KEY_PREFIX), None)
 
     async def list(self, account: str) -> list[KeyRecord]:
         """The account's keys, in no order."""
         ids = await self._redis.call("SMEMBERS", keys.account_keys(account))
         records = [await self._load(member.decode()) for member in ids]
         return [record for record in records if record is not None]
+
+    def is_known(self, token: str) -> bool:
+        """Whether this process has seen the key lately, with this secret. Asks nobody."""
+        key_id, _, secret = token.removeprefix(PREFIX).partition("-")
+        known = self._cache.get(key_id)
+        return known is not None and known[1] is not None and hmac.compare_digest(_digest(secret), known[1].digest)
 
     async def verify(self, token: str) -> Caller:
         """The token's caller; raises ``AuthenticationError``, or ``ServiceUnavailable`` while Redis cannot say."""

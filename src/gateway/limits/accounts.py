@@ -5,11 +5,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.limits import keys, scripts
-from gateway.limits.redis import RedisOwner
+from gateway.limits import keys
+from gateway.limits.revocations import revoke
+from gateway.limits.scripts import GrantReply, Scripts
 
-_TIER_TTL_S = 5.0
-_TIERS_CACHED_MAX = 10_000
+_STANDING_TTL_S = 5.0
+_STANDINGS_MAX = 10_000
 
 
 class Wallet(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +20,7 @@ class Wallet(msgspec.Struct, frozen=True, kw_only=True):
     spent: int
     held: int
     absorbed: int
+    is_suspended: bool = False
 
     @property
     def available(self) -> int:
@@ -35,12 +37,21 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What applies to an account: its own tier, and the model that answers it until ``downgraded_until`` (Unix s)."""
+
+    tier: str | None
+    downgraded_to: str | None = None
+    downgraded_until: float = 0.0
+
+
 class Accounts:
     """Reads and writes accounts. Every method may raise ``StoreUnavailable``."""
 
-    def __init__(self, redis: RedisOwner) -> None:
-        self._redis = redis
-        self._tiers: dict[str, tuple[float, str | None]] = {}
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._redis = scripts.redis
+        self._standings: dict[str, tuple[float, Standing]] = {}
 
     async def create(self, account: str, *, name: str, tier: str | None) -> bool:
         """Create an account with an empty wallet; ``False`` where the id is taken."""
@@ -68,25 +79,50 @@ class Accounts:
 
     async def wallet(self, account: str) -> Wallet:
         """The account's balance; all zero where there is none."""
-        fields = await self._redis.call("HMGET", keys.wallet(account), "g", "s", "h", "o")
-        granted, spent, held, absorbed = (int(field or 0) for field in fields)
-        return Wallet(granted=granted, spent=spent, held=held, absorbed=absorbed)
+        fields = await self._redis.call("HMGET", keys.wallet(account), "g", "s", "h", "o", "x")
+        granted, spent, held, absorbed = (int(field or 0) for field in fields[:4])
+        return Wallet(granted=granted, spent=spent, held=held, absorbed=absorbed, is_suspended=fields[4] is not None)
 
-    async def grant(self, account: str, *, grant_id: str, amount: int) -> scripts.GrantReply:
+    async def grant(self, account: str, *, grant_id: str, amount: int) -> GrantReply:
         """Add credit once per ``grant_id``."""
-        return await scripts.grant(self._redis, account, grant_id=grant_id, amount=amount)
+        return await self._scripts.grant(account, grant_id=grant_id, amount=amount)
 
-    async def tier_of(self, account: str) -> str | None:
-        """The account's tier, a few seconds old at most; ``None`` where it has none of its own."""
+    async def change_tier(self, account: str, tier: str | None) -> None:
+        """Put an account into a tier; its next request counts."""
+        if tier is None:
+            await self._redis.call("HDEL", keys.account(account), "tier")
+        else:
+            await self._redis.call("HSET", keys.account(account), "tier", tier)
+        self._standings.pop(account, None)
+
+    async def suspend(self, account: str) -> None:
+        """Refuse new requests and end those that run, here and on every other gateway within a second."""
+        await self._redis.call("HSET", keys.wallet(account), "x", 1)
+        await revoke(self._redis, account)
+
+    async def resume(self, account: str) -> None:
+        """Take a suspension back."""
+        await self._redis.call("ZREM", keys.REVOKED, account)
+        await self._redis.call("HDEL", keys.wallet(account), "x")
+
+    async def downgrade(self, account: str, model: str, until: float) -> None:
+        """Answer with another model until then (Unix seconds)."""
+        await self._redis.call("HSET", keys.account(account), "down", model, "down_until", int(until * 1000))
+        self._standings.pop(account, None)
+
+    async def standing(self, account: str) -> Standing:
+        """Which tier and model apply to the account, a few seconds old at most."""
         now = time.monotonic()
-        cached = self._tiers.get(account)
+        cached = self._standings.get(account)
         if cached is not None and now < cached[0]:
             return cached[1]
-        tier = _text(await self._redis.call("HGET", keys.account(account), "tier"))
-        if len(self._tiers) >= _TIERS_CACHED_MAX:
-            self._tiers.clear()
-        self._tiers[account] = (now + _TIER_TTL_S, tier)
-        return tier
+        fields = await self._redis.call("HMGET", keys.account(account), "tier", "down", "down_until")
+        tier, model, until = (_text(field) for field in fields)
+        standing = Standing(tier=tier, downgraded_to=model, downgraded_until=int(until or 0) / 1000)
+        if len(self._standings) >= _STANDINGS_MAX:
+            self._standings.clear()
+        self._standings[account] = (now + _STANDING_TTL_S, standing)
+        return standing
 
 
 def _text(field: Any) -> str | None:

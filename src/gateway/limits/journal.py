@@ -4,7 +4,8 @@ One file per process, mapped into memory: a store to a shared mapping belongs to
 a killed process loses nothing (a power cut may). Slots are fixed and the file has its full size from the start: no
 write can fail later for want of space. The state byte is written last, so a torn slot is seen as free.
 
-Slot, little endian: state u8, 7 pad, used i64 (µ$), created i64 (ms), sid 32, account 64, model 64, request id 64.
+Slot, little endian: state u8, 7 pad, used i64 (µ$), created i64 (ms), sid 32, account 64, model 64, request id 64,
+nonce u64.
 """
 
 import fcntl
@@ -18,17 +19,21 @@ from pathlib import Path
 import msgspec
 
 SLOT_BYTES = 256
-_SLOT = struct.Struct("<B7xqq32s64s64s64s")
+_SLOT = struct.Struct("<B7xqq32s64s64s64sQ")
 _USED = struct.Struct("<q")
 _USED_AT = 8
 
 
 class SlotState(IntEnum):
-    """``OPEN``: the stream runs, ``used`` is what was forwarded. ``FINAL``: it ended, ``used`` is what it cost."""
+    """``OPEN``: the stream runs, ``used`` is what was forwarded. ``FINAL``: it ended, ``used`` is what it cost.
+
+    ``POSTED``: Redis acknowledged it a moment ago, and may still lose it.
+    """
 
     FREE = 0
     OPEN = 1
     FINAL = 2
+    POSTED = 3
 
 
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +47,7 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     account: str
     model: str
     request_id: str
+    nonce: str
 
 
 class JournalFull(Exception):
@@ -51,7 +57,7 @@ class JournalFull(Exception):
 class Journal:
     """The journal of this process, locked against every other."""
 
-    def __init__(self, path: Path, *, slots: int = 16_384) -> None:
+    def __init__(self, path: Path, *, slots: int = 32_768) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,6 +68,7 @@ class Journal:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+        self.number = path.stem
         self._free = [i for i in range(len(self._map) // SLOT_BYTES - 1, -1, -1) if not self._map[i * SLOT_BYTES]]
 
     @classmethod
@@ -84,14 +91,19 @@ class Journal:
             except BlockingIOError:
                 continue
 
-    def open(self, *, sid: str, account: str, created_ms: int, model: str, request_id: str) -> int:
-        """Begin a stream; returns its slot. Raises ``JournalFull``."""
+    @property
+    def room(self) -> int:
+        """How many more streams it can take."""
+        return len(self._free)
+
+    def open(self, *, sid: str, account: str, created_ms: int, model: str, request_id: str, nonce: str) -> int:
+        """Begin a stream; returns its slot. ``nonce`` is 16 hex digits. Raises ``JournalFull``."""
         if not self._free:
             raise JournalFull
         slot = self._free.pop()
         at = slot * SLOT_BYTES
         texts = (text.encode("ascii", "replace")[:64] for text in (sid, account, model, request_id))
-        _SLOT.pack_into(self._map, at, SlotState.FREE, 0, created_ms, *texts)
+        _SLOT.pack_into(self._map, at, SlotState.FREE, 0, created_ms, *texts, int(nonce, 16))
         self._map[at] = SlotState.OPEN
         return slot
 
@@ -104,6 +116,10 @@ class Journal:
         self.write_used(slot, actual)
         self._map[slot * SLOT_BYTES] = SlotState.FINAL
 
+    def keep(self, slot: int) -> None:
+        """Note that Redis has acknowledged what the stream cost; it stays until ``free``."""
+        self._map[slot * SLOT_BYTES] = SlotState.POSTED
+
     def free(self, slot: int) -> None:
         """Forget a stream that Redis has settled."""
         self._map[slot * SLOT_BYTES] = SlotState.FREE
@@ -112,7 +128,7 @@ class Journal:
     def entries(self) -> Iterator[JournalEntry]:
         """Every stream that is not settled yet."""
         for slot in range(len(self._map) // SLOT_BYTES):
-            state, used, created_ms, *texts = _SLOT.unpack_from(self._map, slot * SLOT_BYTES)
+            state, used, created_ms, *texts, nonce = _SLOT.unpack_from(self._map, slot * SLOT_BYTES)
             if state:
                 sid, account, model, request_id = (text.rstrip(b"\0").decode("ascii", "replace") for text in texts)
                 yield JournalEntry(
@@ -124,6 +140,7 @@ class Journal:
                     account=account,
                     model=model,
                     request_id=request_id,
+                    nonce=f"{nonce:016x}" if nonce else "",
                 )
 
     def close(self) -> None:

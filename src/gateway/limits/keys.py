@@ -4,6 +4,7 @@ All keys of one account share the hash tag ``{account}``, so that one script may
 Account names match ``ACCOUNT_NAME``: no braces, no colons, so that no name can reach another account's keys.
 """
 
+import hashlib
 import re
 
 ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -15,18 +16,69 @@ ACCOUNTS = "gw:accounts"
 ACTIVE = "gw:active"
 
 
+# ZSET account or key:<key id> → time (ms) of its suspension or revocation: what running streams are checked against.
+REVOKED = "gw:revoked"
+
+
 def account(name: str) -> str:
-    """HASH name, tier, created (ms)."""
+    """HASH name, tier, created (ms), down the model that answers until down_until (ms)."""
     return f"cr:{{{name}}}:a"
 
 
+class Owner:
+    """Whose limits they are: the prefix under which windows, buckets and slots are kept."""
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def window(self, limit: str) -> str:
+        """HASH lo oldest part, sum posted, h held, b<part> amount posted in it. Expires when nothing in it counts."""
+        return f"{self._prefix}:b:{limit}"
+
+    def bucket(self, limit: str) -> str:
+        """HASH l level × period_ms, t last refill (ms). A missing bucket is full; it expires when it would be."""
+        return f"{self._prefix}:r:{limit}"
+
+    def slots(self, limit: str) -> str:
+        """ZSET sid → end of lease (ms): the streams that count against one concurrency limit."""
+        return f"{self._prefix}:c:{limit}"
+
+    @property
+    def permits(self) -> str:
+        """ZSET sid → end of lease (ms): who has taken from this shared capacity."""
+        return f"{self._prefix}:p"
+
+
+def limits_of(name: str) -> Owner:
+    """The limits of an account; on its money's slot, so that one script decides about both."""
+    return Owner(f"cr:{{{name}}}")
+
+
+def capacity(tag: str) -> Owner:
+    """Limits that accounts share, such as a tier's or a model's; ``tag`` holds no braces."""
+    return Owner(f"cap:{{{tag}}}")
+
+
+def digest(text: str, size: int = 8) -> str:
+    """Text from outside as part of a key: nobody's text reaches Redis as it is. Twice ``size`` hex digits."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
+
+
 def wallet(name: str) -> str:
-    """HASH g granted, s spent, h held, o absorbed (µ$), x suspended. Available is g - s - h, never stored."""
+    """HASH g granted, s spent, h held, o absorbed (µ$), x suspended, rec recovering until (ms).
+
+    Available is g - s - h, never stored.
+    """
     return f"cr:{{{name}}}:w"
 
 
 def record(name: str, sid: str) -> str:
-    """HASH st open|reaped|done, h held, u used, c charged, o absorbed (µ$), no nonce, t0, t1 (ms), m facts (JSON)."""
+    """HASH of one stream: st open|reaped|done, h held, u used, c charged, o absorbed (µ$), n tokens taken, no nonce.
+
+    Also rq digest of the request, out outcome, t0, t1 (ms), m facts (JSON), lim its limits (JSON).
+    """
     return f"cr:{{{name}}}:s:{sid}"
 
 
@@ -35,24 +87,22 @@ def leases(name: str) -> str:
     return f"cr:{{{name}}}:x"
 
 
+def revision(name: str, gateway: str) -> str:
+    """STRING how many changes of the account this Redis has acknowledged to one gateway; expires a day after."""
+    return f"cr:{{{name}}}:q:{gateway}"
+
+
 def ledger(name: str) -> str:
-    """STREAM of posted movements: op grant|post|reap|trueup, sid, d amount, o absorbed (µ$), out outcome, rec JSON."""
+    """STREAM of movements: op grant|post|reap|trueup|rollback, sid, d amount, o absorbed (µ$), out outcome, rec record.
+
+    The record is JSON.
+    """
     return f"cr:{{{name}}}:led"
 
 
 def grants(name: str) -> str:
     """HASH grant id → amount (µ$): what was granted, once per id."""
     return f"cr:{{{name}}}:grants"
-
-
-def bucket(name: str, limit: str) -> str:
-    """HASH l level × period_ms, t last refill (ms). A missing bucket is full; it expires when it would be."""
-    return f"cr:{{{name}}}:r:{limit}"
-
-
-def slots(name: str, limit: str) -> str:
-    """ZSET sid → end of lease (ms): the streams that count against one concurrency limit."""
-    return f"cr:{{{name}}}:c:{limit}"
 
 
 def account_keys(name: str) -> str:
@@ -63,3 +113,30 @@ def account_keys(name: str) -> str:
 def api_key(key_id: str) -> str:
     """HASH account, digest (SHA-256 of the secret, hex), name, models (JSON), created, expires, revoked (ms)."""
     return f"key:{{{key_id}}}"
+
+
+# HASH gateway id → its load (JSON; see load.py): one entry per gateway that runs. Expires when nobody writes it.
+GAUGES = "gw:gauges"
+
+
+def stat(minute: int) -> str:
+    """HASH what all gateways saw in one minute of Unix time, and counted|reported:<target>; see ``statistics``."""
+    return f"gw:stat:{minute}"
+
+
+def experiment(name: str) -> str:
+    """HASH <variant>:requests|completed|failed|refused|input_tokens|output_tokens|cost (µ$); see ``statistics``."""
+    return f"gw:exp:{name}"
+
+
+def history(name: str) -> str:
+    """HASH <day>:requests|refused|strikes|spent (µ$), day in days of Unix time: an account's last 60 days.
+
+    Requests include the refused ones.
+    """
+    return f"cr:{{{name}}}:t"
+
+
+def alert(name: str) -> str:
+    """STRING the gateway that sent this alert; while it exists, nobody sends it again."""
+    return f"gw:alert:{name}"

@@ -12,14 +12,18 @@ from enum import StrEnum
 
 import msgspec
 
-from gateway.limits import scripts
 from gateway.limits.journal import Journal
-from gateway.limits.redis import RedisOwner, StoreUnavailable
-from gateway.limits.scripts import ExtendReply, Posting, Stream
-from gateway.limits.settlements import Settlement, Settlements
+from gateway.limits.reaper import Reaper
+from gateway.limits.redis import StoreUnavailable
+from gateway.limits.scripts import ExtendReply, Growth, Posting, ReserveReply, Scripts, Share, Stream
+from gateway.limits.settlements import Settlement, Settlements, forget
 
-_DONE, _SUSPENDED, _GONE, _UNKNOWN, _NO_WALLET = 1, -6, -10, -11, -1
+_DONE, _RECOVERING, _SUSPENDED, _DEAD_HOLDS, _GONE, _UNKNOWN, _NO_WALLET = 1, 20, -6, -8, -10, -11, -1
 _RETRY_PAUSE_S = 0.05
+# A stream that asked for more and got less asks again after this, unless it cannot go on without.
+_DRY_PAUSE_S = 0.25
+# How often shared capacity is renewed; its leases are three times as long.
+TOUCH_S = 10.0
 
 
 class Shortfall(StrEnum):
@@ -36,8 +40,7 @@ class HoldPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     A slice covers ``slice_s`` of the stream's own rate. A lease is renewed every ``lease_s / 3`` and trusted
     ``margin_s`` less than Redis grants it. ``extend_budget_s`` bounds how long a stream waits for Redis when its hold
-    is used up.
-    """
+    is used up."""
 
     slice_s: float = 4.0
     lease_s: float = 9.0
@@ -47,32 +50,54 @@ class HoldPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the holds of this process are kept, and how they are sized."""
+    """Where the holds of this process are kept, and how they are sized. ``open`` are its streams by account."""
 
-    redis: RedisOwner
+    scripts: Scripts
     journal: Journal
     settlements: Settlements
     policy: HoldPolicy
+    reaper: Reaper
+    open: dict[str, set["Reservation"]] = msgspec.field(default_factory=dict)
+
+    def say_again(self, account: str) -> None:
+        """Redis has lost what it acknowledged: tell it what this process holds and what it has settled."""
+        for reservation in tuple(self.open.get(account, ())):
+            reservation.say_again()
+        self.settlements.say_again(account)
 
 
 class Reservation:
     """A stream's hold. All amounts are totals of the stream, in µ$."""
 
-    def __init__(self, books: Books, stream: Stream, *, slot: int, held: int, slice_min: int, leased_at: float) -> None:
+    def __init__(self, books: Books, stream: Stream, reply: ReserveReply, *, slot: int, leased_at: float) -> None:
         """``slot`` is the stream's place in the journal, ``leased_at`` the monotonic time before the call that held."""
         self.stream = stream
-        self.held = held
+        self.held = reply.held
+        self.available = reply.available
         self.used = 0
+        self.tokens = 0
+        self.used_permille = reply.used_permille
+        self.used_index = reply.used_index
+        self.left = reply.left
+        self.shadowed = reply.shadowed
+        self.debt_ms = 0
         self.is_settled = False
+        self.shares: tuple[Share, ...] = ()
         self._books = books
         self._policy = books.policy
         self._slot = slot
-        self._slice_min = slice_min
-        self._slice = slice_min
+        self._slice_min = self._slice = 0
         self._shortfall: Shortfall | None = None
         self._extending: asyncio.Future[ExtendReply] | None = None
+        self._dry_until = 0.0
         self._measured = (leased_at, 0)
+        self._touch_at = leased_at + TOUCH_S
         self._renewed(leased_at)
+        books.open.setdefault(stream.account, set()).add(self)
+
+    def grow_by(self, slice_min: int) -> None:
+        """Ask for at least this much at a time, in µ$."""
+        self._slice_min = self._slice = slice_min
 
     def _renewed(self, leased_at: float) -> None:
         self._lease_deadline = leased_at + self._policy.lease_s - self._policy.margin_s
@@ -89,28 +114,50 @@ class Reservation:
 
     def keep_ahead(self) -> None:
         """Ask for more in the background once half a slice is left; costs nothing otherwise."""
-        if self.held - self.used < self._slice // 2 and self._extending is None and self._shortfall is None:
+        if self.held - self.used >= self._slice // 2 or self._extending is not None or self._shortfall is not None:
+            return
+        if time.monotonic() >= self._dry_until:
             self._start_extend(self.used)
 
     def beat(self, now: float) -> None:
         """Renew the lease where it is due; ``now`` is monotonic."""
         if now >= self._beat_at and self._extending is None:
             self._start_extend(self.used)
+        if self.shares and now >= self._touch_at:
+            self._touch_at = now + TOUCH_S
+            for share in self.shares:
+                self._books.scripts.cap(share, "touch", self.stream.sid).add_done_callback(forget)
+
+    def say_again(self) -> None:
+        """Tell Redis what is held, since it has lost it."""
+        if not self.is_settled and self._extending is None:
+            self._start_extend(self.used)
 
     async def cover(self, cost: int) -> Shortfall | None:
         """Wait until a total of ``cost`` is held; returns why not where it cannot be."""
         deadline = time.monotonic() + self._policy.extend_budget_s
+        has_reaped = False
         while not self.covers(cost):
             reply = await self._extend_now(cost)
             if self._shortfall is not None:
                 return self._shortfall
-            if reply is not None and cost > self.held:
+            if reply is not None and reply.code == _DEAD_HOLDS and not has_reaped:
+                has_reaped = True
+                await self._reap()
+                continue
+            if reply is not None and reply.code in (_DONE, _DEAD_HOLDS) and cost > self.held:
                 return Shortfall.CREDITS_EXHAUSTED
             if not self.covers(cost) and time.monotonic() >= deadline:
                 return Shortfall.CREDIT_STORE_UNAVAILABLE
-            if reply is None:
+            if reply is None or reply.code == _RECOVERING:
                 await asyncio.sleep(_RETRY_PAUSE_S)
         return None
+
+    async def _reap(self) -> None:
+        try:
+            await self._books.reaper.reap(self.stream.account, has_grace=False)
+        except StoreUnavailable:
+            return
 
     async def _extend_now(self, cost: int) -> ExtendReply | None:
         if self._extending is not None:
@@ -122,17 +169,18 @@ class Reservation:
         await asyncio.wait([future])
         return None if future.cancelled() or future.exception() is not None else future.result()
 
-    def _start_extend(self, need: int) -> asyncio.Future[ExtendReply]:
+    def _start_extend(self, need: int, *, revive: bool = False) -> asyncio.Future[ExtendReply]:
         now = time.monotonic()
         self._measure(now)
-        future = scripts.extend(
-            self._books.redis,
-            self.stream,
+        growth = Growth(
             used=self.used,
             need=need,
             target=max(need, self.used) + self._slice,
-            lease_ms=int(self._policy.lease_s * 1000),
+            believed=self.held,
+            tokens=self.tokens,
         )
+        lease_ms = int(self._policy.lease_s * 1000)
+        future = self._books.scripts.extend(self.stream, growth, lease_ms=lease_ms, revive=revive)
         self._extending = future
         self._beat_at = now + self._policy.lease_s / 3
         future.add_done_callback(lambda done: self._extended(done, now))
@@ -152,11 +200,23 @@ class Reservation:
             self._beat_at = min(self._beat_at, time.monotonic() + 0.5)
             return
         reply = done.result()
-        if reply.code in (_DONE, _SUSPENDED):
-            self.held = reply.held
-            if not self.is_settled:
-                self._renewed(asked_at)
+        if reply.code == _UNKNOWN and not self.is_settled:
+            self._start_extend(self.used, revive=True)
+            return
+        if reply.code in (_DONE, _RECOVERING, _DEAD_HOLDS, _SUSPENDED):
+            self._take_in(reply, asked_at)
         self._shortfall = _SHORTFALLS.get(reply.code)
+
+    def _take_in(self, reply: ExtendReply, asked_at: float) -> None:
+        self.held = reply.held
+        self.available = reply.available
+        self.used_permille, self.used_index, self.debt_ms = reply.used_permille, reply.used_index, reply.debt_ms
+        if reply.held < self.used + self._slice:
+            self._dry_until = asked_at + _DRY_PAUSE_S
+        if not self.is_settled:
+            self._renewed(asked_at)
+            if reply.code == _RECOVERING:
+                self._beat_at = asked_at + _DRY_PAUSE_S  # what goes beyond what was believed is asked for after it
 
     def settle(self, posting: Posting) -> None:
         """End the stream, exactly once: a second call changes nothing. Nothing is awaited."""
@@ -164,12 +224,16 @@ class Reservation:
             return
         self.is_settled = True
         self._lease_deadline = 0.0
-        self._books.settlements.post(Settlement(self.stream, posting, self._slot))
+        mine = self._books.open.get(self.stream.account)
+        if mine is not None:
+            mine.discard(self)
+            if not mine:
+                del self._books.open[self.stream.account]
+        self._books.settlements.post(Settlement(self.stream, posting, self._slot, self.shares))
 
 
 _SHORTFALLS = {
     _SUSPENDED: Shortfall.ACCOUNT_SUSPENDED,
     _GONE: Shortfall.LEASE_LOST,
-    _UNKNOWN: Shortfall.LEASE_LOST,
-    _NO_WALLET: Shortfall.CREDITS_EXHAUSTED,
+    _NO_WALLET: Shortfall.CREDIT_STORE_UNAVAILABLE,
 }

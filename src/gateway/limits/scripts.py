@@ -1,19 +1,29 @@
-"""Each Lua script as a typed function.
+"""Each Lua script as a typed method.
 
-A script states its keys and arguments in its head; the stub states what it passes. The two are compared when this
-module is imported, so that neither can drift from the other unnoticed.
+A script states its keys and arguments in its head; the method states what it passes. The two are compared when this
+module is imported, so that neither can drift from the other unnoticed. Amounts are integers in µ$.
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from importlib import resources
+from typing import Any
 
 import msgspec
 
 from gateway.limits import keys
-from gateway.limits.redis import LuaSource, RedisOwner
+from gateway.limits.allowances import Allowances
+from gateway.limits.redis import LuaSource, Redis
 
 _LUA = resources.files("gateway.limits") / "lua"
 _PRELUDE = (_LUA / "_prelude.lua").read_text()
+
+_STREAM_KEYS = "wallet record leases revision ledger windows* buckets* slots*"
+_RECOVERING = (20, -20)
+# A revision nobody heard of for this long is not compared any more; Redis forgets it after a day.
+_REVISION_S = 12 * 3600.0
+_REVISIONS_MAX = 50_000
 
 
 def _load(name: str, *, key_names: str, arg_names: str) -> LuaSource:
@@ -26,66 +36,49 @@ def _load(name: str, *, key_names: str, arg_names: str) -> LuaSource:
 
 _RESERVE = _load(
     "reserve",
-    key_names="wallet record leases buckets* slots*",
-    arg_names="sid nonce hold_min hold lease_ms facts n_buckets (limit period_ms burst cost)* n_slots (max)*",
+    key_names=_STREAM_KEYS,
+    arg_names="sid request nonce least most fair lease_ms seen tokens facts stored limits*",
 )
-_EXTEND = _load("extend", key_names="wallet record leases slots*", arg_names="sid used need target lease_ms")
+_EXTEND = _load(
+    "extend",
+    key_names=_STREAM_KEYS,
+    arg_names="sid request nonce used need target believed lease_ms seen tokens stored limits*",
+)
 _SETTLE = _load(
     "settle",
-    key_names="wallet record leases ledger buckets* slots*",
-    arg_names="sid actual outcome created_ms retention_ms ledger_keep_ms usage"
-    " n_buckets (limit period_ms burst delta)*",
+    key_names=_STREAM_KEYS,
+    arg_names="sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen"
+    " tokens refund usage limits*",
 )
-_REAP = _load(
-    "reap",
-    key_names="wallet leases ledger slots records*",
-    arg_names="grace_ms retention_ms ledger_keep_ms (sid)*",
-)
+_REAP = _load("reap", key_names=_STREAM_KEYS, arg_names="sid grace_ms retention_ms ledger_keep_ms charge_held limits*")
 _GRANT = _load("grant", key_names="wallet grants ledger", arg_names="grant_id amount")
-
-
-# The names of an account's own limits.
-REQUESTS = "requests"
-STREAMS = "streams"
-
-
-class Bucket(msgspec.Struct, frozen=True):
-    """A rate limit on one key: ``limit`` per ``period_ms``, at most ``burst`` at once."""
-
-    name: str
-    limit: int
-    period_ms: int
-    burst: int
-
-
-class Slots(msgspec.Struct, frozen=True):
-    """A concurrency limit on one key."""
-
-    name: str
-    max: int
-
-
-class Allowances(msgspec.Struct, frozen=True):
-    """What limits one stream beside money; fixed at admission."""
-
-    buckets: tuple[Bucket, ...] = ()
-    slots: tuple[Slots, ...] = ()
+_CAP = _load("cap", key_names="permits buckets* slots*", arg_names="op sid lease_ms estimate tokens refund limits*")
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """What identifies one stream to every script. ``created_ms`` is Unix time, used for retention only."""
+    """What identifies one stream to every script.
+
+    ``created_ms`` is Unix time, used for retention only. ``nonce`` tells one run from another of the same id, and
+    ``request`` is a digest of the request where the id comes from an idempotency key.
+    """
 
     sid: str
     account: str
     created_ms: int
-    allowances: Allowances = Allowances()
+    nonce: str
+    allowances: Allowances
+    request: str = ""
 
 
 class HoldRange(msgspec.Struct, frozen=True):
-    """What a stream needs held to start, and what it gets where the balance is ample; µ$."""
+    """What a stream needs held to start, and what it gets where the balance is ample; µ$.
+
+    Near the end of a balance streams get equal shares of what is left, unless one ``takes_all`` it can use.
+    """
 
     least: int
     most: int
+    takes_all: bool = False
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,47 +89,72 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReserveReply(msgspec.Struct, frozen=True):
-    """``index`` counts from 1 and names the bucket or slots that refused. Amounts in µ$."""
+    """``index`` counts from 1 and names the limit that refused, as ``Allowances.at`` does.
+
+    ``used_permille`` is how much of the balance (``used_index`` 0) or of a budget is used or held; ``shadowed`` are
+    the limits that would have refused; ``left`` is what each bucket still has.
+    """
 
     code: int
     index: int
     retry_after_ms: int
     held: int
     available: int
+    revision: int
+    used_permille: int
+    used_index: int
+    shadowed: list[int]
+    left: list[int]
 
 
 class ExtendReply(msgspec.Struct, frozen=True):
-    """Amounts in µ$."""
+    """``debt_ms`` is how long the token limits need until they are out of debt."""
 
     code: int
     held: int
     available: int
+    revision: int
+    used_permille: int
+    used_index: int
+    debt_ms: int
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stream stands and what it asks for; all totals. ``need`` is the hold without which it cannot go on."""
+
+    used: int
+    need: int
+    target: int
+    believed: int
+    tokens: int
 
 
 class Posting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stream cost in the end: ``actual`` µ$ in total.
+    """What a stream cost in the end: ``actual`` µ$ and ``tokens`` in total.
 
-    ``refund`` gives back what admission took from the buckets. ``usage`` is the usage record as JSON.
+    ``refund`` gives back what the request itself took from the limits. ``usage`` is the usage record as JSON.
     """
 
     actual: int
     outcome: str
+    tokens: int
     refund: bool
     usage: bytes
 
 
 class SettleReply(msgspec.Struct, frozen=True):
-    """Amounts in µ$."""
+    """What Redis made of a posting."""
 
     code: int
     charged: int
     absorbed: int
+    revision: int
 
 
 class ReapReply(msgspec.Struct, frozen=True):
-    """How many streams were finished, and the µ$ posted for them."""
+    """Whether a stream was finished, and the µ$ posted for it."""
 
-    reaped: int
+    code: int
     posted: int
 
 
@@ -147,91 +165,148 @@ class GrantReply(msgspec.Struct, frozen=True):
     granted: int
 
 
-def _slot_keys(stream: Stream) -> tuple[str, ...]:
-    return tuple(keys.slots(stream.account, slots.name) for slots in stream.allowances.slots)
+class CapReply(msgspec.Struct, frozen=True):
+    """``index`` and ``shadowed`` count buckets, then slots, from 1."""
+
+    code: int
+    index: int
+    retry_after_ms: int
+    shadowed: list[int]
 
 
-def _bucket_keys(stream: Stream) -> tuple[str, ...]:
-    return tuple(keys.bucket(stream.account, bucket.name) for bucket in stream.allowances.buckets)
+class Scripts:
+    """The scripts, bound to one Redis and to what this gateway knows of it.
 
-
-def _stream_keys(stream: Stream) -> tuple[str, str, str]:
-    return keys.wallet(stream.account), keys.record(stream.account, stream.sid), keys.leases(stream.account)
-
-
-def _bucket_args(stream: Stream, amount: int) -> tuple[int, ...]:
-    args = [len(stream.allowances.buckets)]
-    for bucket in stream.allowances.buckets:
-        args += (bucket.limit, bucket.period_ms, bucket.burst, amount)
-    return tuple(args)
-
-
-def reserve(
-    redis: RedisOwner, stream: Stream, *, nonce: str, hold: HoldRange, lease_ms: int, facts: bytes
-) -> asyncio.Future[ReserveReply]:
-    """Admit a stream with a hold within the range, or refuse it and change nothing.
-
-    ``nonce`` names the gateway process, so that its own retry is told apart from somebody else's stream.
+    ``gateway`` names the process and stays the same over restarts. ``on_rollback`` is told the account of which Redis
+    has lost changes that it had acknowledged.
     """
-    slots = stream.allowances.slots
-    return redis.script(
-        _RESERVE,
-        (*_stream_keys(stream), *_bucket_keys(stream), *_slot_keys(stream)),
-        (
-            *(stream.sid, nonce, hold.least, hold.most, lease_ms, facts),
-            *_bucket_args(stream, 1),
-            *(len(slots), *(limit.max for limit in slots)),
-        ),
-        lambda reply: ReserveReply(*reply),
-    )
+
+    def __init__(self, redis: Redis, gateway: str) -> None:
+        self.redis = redis
+        self.gateway = gateway
+        self.on_rollback: Callable[[str], None] = lambda account: None
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def seen(self, account: str) -> int:
+        """The highest revision of the account that Redis has told this gateway."""
+        revision, at = self._seen.get(account, (0, 0.0))
+        return revision if time.monotonic() - at < _REVISION_S else 0
+
+    def _note(self, account: str, code: int, revision: int) -> None:
+        if revision > self.seen(account):
+            if len(self._seen) >= _REVISIONS_MAX:
+                self._seen.pop(next(iter(self._seen)))
+            self._seen[account] = (revision, time.monotonic())
+        if code in _RECOVERING:
+            self.on_rollback(account)
+
+    def _stream_keys(self, stream: Stream) -> tuple[str, ...]:
+        account = stream.account
+        return (
+            keys.wallet(account),
+            keys.record(account, stream.sid),
+            keys.leases(account),
+            keys.revision(account, self.gateway),
+            keys.ledger(account),
+            *stream.allowances.keys,
+        )
+
+    def reserve(
+        self, stream: Stream, *, hold: HoldRange, lease_ms: int, tokens: int, facts: bytes
+    ) -> asyncio.Future[ReserveReply]:
+        """Admit a stream with a hold within the range, or refuse it and change nothing; ``tokens`` is an estimate."""
+
+        def parse(reply: list[Any]) -> ReserveReply:
+            self._note(stream.account, reply[0], reply[5])
+            return ReserveReply(*reply)
+
+        return self.redis.script(
+            _RESERVE,
+            self._stream_keys(stream),
+            (
+                *(stream.sid, stream.request, stream.nonce, hold.least, hold.most, int(not hold.takes_all), lease_ms),
+                *(self.seen(stream.account), tokens, facts, stream.allowances.stored, *stream.allowances.args),
+            ),
+            parse,
+        )
+
+    def extend(
+        self, stream: Stream, growth: Growth, *, lease_ms: int, revive: bool = False
+    ) -> asyncio.Future[ExtendReply]:
+        """Grow the hold towards ``target`` and renew the leases; ``revive`` re-creates a record that Redis lost."""
+
+        def parse(reply: list[int]) -> ExtendReply:
+            self._note(stream.account, reply[0], reply[3])
+            return ExtendReply(*reply)
+
+        return self.redis.script(
+            _EXTEND,
+            self._stream_keys(stream),
+            (
+                *(stream.sid, stream.request, stream.nonce, growth.used, growth.need, growth.target, growth.believed),
+                *(lease_ms, self.seen(stream.account), growth.tokens),
+                *(stream.allowances.stored if revive else b"", *stream.allowances.args),
+            ),
+            parse,
+        )
+
+    def settle(self, stream: Stream, posting: Posting, retention: Retention) -> asyncio.Future[SettleReply]:
+        """Post what a stream cost, once, and end it."""
+
+        def parse(reply: list[int]) -> SettleReply:
+            self._note(stream.account, reply[0], reply[3])
+            return SettleReply(*reply)
+
+        return self.redis.script(
+            _SETTLE,
+            self._stream_keys(stream),
+            (
+                *(stream.sid, stream.request, stream.nonce, posting.actual, posting.outcome, stream.created_ms),
+                *(retention.stream_ms, retention.ledger_ms, self.seen(stream.account)),
+                *(posting.tokens, int(posting.refund), posting.usage, *stream.allowances.args),
+            ),
+            parse,
+        )
+
+    def reap(
+        self, stream: Stream, *, grace_ms: int, retention: Retention, charge_held: bool
+    ) -> asyncio.Future[ReapReply]:
+        """Finish a stream of which the lease ran out longer than ``grace_ms`` ago."""
+        return self.redis.script(
+            _REAP,
+            self._stream_keys(stream),
+            (
+                *(stream.sid, grace_ms, retention.stream_ms, retention.ledger_ms, int(charge_held)),
+                *stream.allowances.args,
+            ),
+            lambda reply: ReapReply(*reply),
+        )
+
+    def grant(self, account: str, *, grant_id: str, amount: int) -> asyncio.Future[GrantReply]:
+        """Add ``amount`` µ$, once per id."""
+        return self.redis.script(
+            _GRANT,
+            (keys.wallet(account), keys.grants(account), keys.ledger(account)),
+            (grant_id, amount),
+            lambda reply: GrantReply(*reply),
+        )
+
+    def cap(
+        self, share: "Share", op: str, sid: str, *, tokens: int = 0, refund: bool = False
+    ) -> asyncio.Future[CapReply]:
+        """Acquire, touch or release a share of capacity that accounts have in common."""
+        return self.redis.script(
+            _CAP,
+            (share.owner.permits, *share.allowances.keys),
+            (op, sid, share.lease_ms, share.estimate, tokens, int(refund), *share.allowances.args),
+            lambda reply: CapReply(*reply),
+        )
 
 
-def extend(
-    redis: RedisOwner, stream: Stream, *, used: int, need: int, target: int, lease_ms: int
-) -> asyncio.Future[ExtendReply]:
-    """Grow the hold towards ``target`` µ$ in total and renew the leases. All amounts are totals."""
-    return redis.script(
-        _EXTEND,
-        (*_stream_keys(stream), *_slot_keys(stream)),
-        (stream.sid, used, need, target, lease_ms),
-        lambda reply: ExtendReply(*reply),
-    )
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stream takes of a shared capacity: ``estimate`` is its tokens as far as they can be known."""
 
-
-def settle(redis: RedisOwner, stream: Stream, posting: Posting, retention: Retention) -> asyncio.Future[SettleReply]:
-    """Post what a stream cost, once, and end it."""
-    return redis.script(
-        _SETTLE,
-        (*_stream_keys(stream), keys.ledger(stream.account), *_bucket_keys(stream), *_slot_keys(stream)),
-        (
-            *(stream.sid, posting.actual, posting.outcome, stream.created_ms),
-            *(retention.stream_ms, retention.ledger_ms, posting.usage),
-            *_bucket_args(stream, -1 if posting.refund else 0),
-        ),
-        lambda reply: SettleReply(*reply),
-    )
-
-
-def reap(
-    redis: RedisOwner, account: str, sids: tuple[str, ...], *, slots: str, grace_ms: int, retention: Retention
-) -> asyncio.Future[ReapReply]:
-    """Finish those of the listed streams of which the lease ran out longer than ``grace_ms`` ago."""
-    return redis.script(
-        _REAP,
-        (
-            *(keys.wallet(account), keys.leases(account), keys.ledger(account), keys.slots(account, slots)),
-            *(keys.record(account, sid) for sid in sids),
-        ),
-        (grace_ms, retention.stream_ms, retention.ledger_ms, *sids),
-        lambda reply: ReapReply(*reply),
-    )
-
-
-def grant(redis: RedisOwner, account: str, *, grant_id: str, amount: int) -> asyncio.Future[GrantReply]:
-    """Add ``amount`` µ$, once per id."""
-    return redis.script(
-        _GRANT,
-        (keys.wallet(account), keys.grants(account), keys.ledger(account)),
-        (grant_id, amount),
-        lambda reply: GrantReply(*reply),
-    )
+    owner: keys.Owner
+    allowances: Allowances
+    estimate: int
+    lease_ms: int

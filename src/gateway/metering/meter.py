@@ -29,13 +29,14 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meter:
-    """Counts what is forwarded. ``input`` and ``output`` are tokens."""
+    """Counts what is forwarded. ``input`` and ``output`` are tokens, ``images`` the pictures of the input."""
 
-    __slots__ = ("_base_picousd", "_count", "_output_picousd", "_schedule", "input", "output", "reported")
+    __slots__ = ("_base_picousd", "_count", "_output_picousd", "_schedule", "images", "input", "output", "reported")
 
-    def __init__(self, schedule: PriceSchedule, count: TokenCounter, input_tokens: int) -> None:
+    def __init__(self, schedule: PriceSchedule, count: TokenCounter, input_tokens: int, images: int = 0) -> None:
         self._schedule = schedule
         self._count = count
+        self.images = images
         self.output = 0
         self.reported: Usage | None = None
         self._set_input(Usage(input=input_tokens))
@@ -44,7 +45,7 @@ class Meter:
         price = self._schedule.at(usage.input)
         self.input = usage.input
         self._output_picousd = price.output
-        self._base_picousd = price.cost_picousd(
+        self._base_picousd = self.images * price.image + price.cost_picousd(
             Usage(input=usage.input, cache_read=usage.cache_read, cache_write=usage.cache_write)
         )
 
@@ -81,6 +82,11 @@ class Meter:
         self.output += tokens
 
     @property
+    def tokens(self) -> int:
+        """Input and output so far."""
+        return self.input + self.output
+
+    @property
     def counted(self) -> Usage:
         """Our own count: the provider's input where it named one, and what was forwarded."""
         known = self.reported
@@ -94,7 +100,8 @@ class Meter:
             usage, estimated = self.reported, False
         else:
             usage, estimated = self.counted, True
-        cost = microusd(self._schedule.at(usage.input).cost_picousd(usage))
+        price = self._schedule.at(usage.input)
+        cost = microusd(price.cost_picousd(usage) + self.images * price.image)
         return Bill(usage=usage, cost_microusd=cost, estimated=estimated)
 
     def _is_whole(self, reported: Usage) -> bool:

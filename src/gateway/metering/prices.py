@@ -18,7 +18,7 @@ _MICROUSD_PER_USD = 1_000_000
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """Pico-USD (10⁻¹² USD) per token of each kind; ``request`` in pico-USD per request.
+    """Pico-USD (10⁻¹² USD) per token of each kind, per picture of the input (``image``) and per request.
 
     ``None`` for a kind means that it costs what ordinary input (or output, for reasoning) costs.
     """
@@ -28,10 +28,21 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     cache_read: int | None = None
     cache_write: int | None = None
     reasoning: int | None = None
+    image: int = 0
     request: int = 0
 
+    @property
+    def dearest_output(self) -> int:
+        """What a token of output can cost at most, whatever it turns out to be."""
+        return max(self.output, self.reasoning or 0)
+
+    @property
+    def dearest_input(self) -> int:
+        """What a token of input can cost at most."""
+        return max(self.input, self.cache_read or 0, self.cache_write or 0)
+
     def cost_picousd(self, usage: Usage) -> int:
-        """What this usage costs, exactly."""
+        """What this usage costs, exactly; pictures are counted elsewhere."""
         fresh = max(usage.input - usage.cache_read - usage.cache_write, 0)
         said = max(usage.output - usage.reasoning, 0)
         return (
@@ -75,6 +86,11 @@ def picousd_per_token(usd_per_million: Decimal) -> int:
     return int((usd_per_million * 1_000_000).to_integral_value(ROUND_CEILING))
 
 
+def picousd(usd: Decimal) -> int:
+    """USD as pico-USD, rounded up."""
+    return int((usd * 1_000_000_000_000).to_integral_value(ROUND_CEILING))
+
+
 def usd_string(amount_microusd: int) -> str:
     """Micro-USD as a decimal string with six places, e.g. ``"12.345678"``."""
     sign = "-" if amount_microusd < 0 else ""
@@ -93,14 +109,23 @@ def microusd_of(amount_usd: Decimal) -> int:
 class PriceBook:
     """Looks a model's price up: the operator's word first, the shipped book second."""
 
-    def __init__(self, own: Mapping[str, PriceSchedule], *, free_if_unpriced: bool = False) -> None:
-        """``own`` maps ``provider/model`` or ``provider/*`` to a price."""
+    def __init__(
+        self,
+        own: Mapping[str, PriceSchedule],
+        *,
+        free_if_unpriced: bool = False,
+        everything: PriceSchedule | None = None,
+    ) -> None:
+        """``own`` maps ``provider/model`` or ``provider/*`` to a price; ``everything`` is the price of all there is."""
         self._own = dict(own)
+        self._everything = everything
         self._free_if_unpriced = free_if_unpriced
         self._found: dict[tuple[str, str], PriceSchedule | None] = {}
 
     def find(self, provider: str, model: str, *, vendor: str | None = None) -> PriceSchedule | None:
         """The price of a provider's model, or ``None``; ``vendor`` is the book's name for the provider."""
+        if self._everything is not None:
+            return self._everything
         own = self._own.get(f"{provider}/{model}") or self._own.get(f"{provider}/*")
         if own is not None:
             return own

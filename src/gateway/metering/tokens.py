@@ -2,10 +2,13 @@
 
 Exact for the models whose tokenizer is known (``o200k``, ``cl100k``, compiled, nothing fetched). For others ``o200k``
 is the estimate that running streams are metered with; the provider's own figure settles them. Where the compiled
-tokenizer does not exist for the platform, the safe bound is used: no tokenizer makes more tokens than UTF-8 bytes.
+tokenizer does not exist for the platform, where the operator wants it, and for what is left of an input that takes too
+long, the safe bound is used: no tokenizer makes more tokens than UTF-8 bytes.
 """
 
 import asyncio
+import re
+import time
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -23,6 +26,10 @@ TokenCounter: TypeAlias = Callable[[str], int]
 # A longer text is counted in slices, with other streams served in between (a thread would not help: the tokenizer keeps
 # the interpreter's lock). A slice takes about 1 ms; a seam may change the count by a token.
 _SLICE_CHARACTERS = 65_536
+_DEADLINE_S = 2.0
+
+# "gpt-4", "gpt-4-turbo", "gpt-3.5-turbo"; the o200k models are newer: gpt-4o, gpt-4.1, gpt-4.5, gpt-5, o1 and later.
+_CL100K = re.compile(r"gpt-3\.5|gpt-4(?![o.])|text-embedding-")
 
 _PER_MESSAGE = 4
 _PER_REQUEST = 3
@@ -45,6 +52,11 @@ def counter(tokenizer: str = "o200k") -> TokenCounter:
     return count
 
 
+def tokenizer_of(model: str) -> str:
+    """The name of a model's tokenizer as far as it is known, else of the estimate."""
+    return "cl100k" if _CL100K.match(model) else "o200k"
+
+
 async def count_input(request: Request, count: TokenCounter) -> int:
     """Tokens of everything a request sends to the model, as far as it can be known before the provider says."""
     texts = list(_texts(request))
@@ -52,11 +64,26 @@ async def count_input(request: Request, count: TokenCounter) -> int:
     if sum(map(len, texts)) <= _SLICE_CHARACTERS:
         return fixed + sum(map(count, texts))
     tokens = fixed
+    deadline = time.monotonic() + _DEADLINE_S
     for text in texts:
         for start in range(0, len(text), _SLICE_CHARACTERS):
-            tokens += count(text[start : start + _SLICE_CHARACTERS])
+            piece = text[start : start + _SLICE_CHARACTERS]
+            tokens += count(piece) if time.monotonic() < deadline else count_bytes(piece)
             await asyncio.sleep(0)
     return tokens
+
+
+def count_images(request: Request) -> int:
+    """The pictures a request sends."""
+    parts = (part for message in request.messages for part in message.parts)
+    flat = (inner for part in parts for inner in (part.content if isinstance(part, ToolResult) else (part,)))
+    return sum(isinstance(part, Image) for part in flat)
+
+
+def marks_cache(request: Request) -> bool:
+    """Whether a request asks its provider to keep a prefix, which some charge more for than for reading it."""
+    parts = (part for message in request.messages for part in message.parts)
+    return any(getattr(part, "cache", None) is not None for part in (*parts, *request.tools))
 
 
 def _texts(request: Request) -> Iterable[str]:

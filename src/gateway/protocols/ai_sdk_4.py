@@ -42,8 +42,28 @@ from gateway.canonical.request import (
     ToolResult,
 )
 from gateway.canonical.usage import Usage
-from gateway.protocols.bodies import check_base64, check_model_name, decode_json
-from gateway.protocols.wire import STREAM_HEADERS, Cut, Encoder, Reply, StreamMeta, json_reply, retry_headers
+from gateway.protocols.bodies import (
+    check_base64,
+    check_image_type,
+    check_model_name,
+    check_name,
+    decode_fields,
+    decode_json,
+    refuse_routing_fields,
+)
+from gateway.protocols.rates import openai_headers
+from gateway.protocols.wire import (
+    STREAM_HEADERS,
+    Allowance,
+    Cut,
+    Encoder,
+    Headers,
+    Notice,
+    Reply,
+    StreamMeta,
+    json_reply,
+    retry_headers,
+)
 
 NAME = "ai_sdk_4"
 
@@ -65,9 +85,13 @@ class Attachment(msgspec.Struct, frozen=True):
     contentType: str | None = None
 
 
+# Ids go into headers, logs and other formats: no control characters.
+Id = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+
+
 class ToolInvocation(msgspec.Struct, frozen=True):
-    toolCallId: str
-    toolName: str
+    toolCallId: Id
+    toolName: Id
     state: str
     args: Any = None
     result: Any = None
@@ -126,6 +150,9 @@ class AiSdk4Server:
     def decode_request(self, body: bytes, query: Mapping[str, str]) -> Request:
         """The model is named by ``?provider=&model=``, by ``?model=`` alone, or by the body's ``model``."""
         chat = decode_json(body, _BODY)
+        refuse_routing_fields(decode_fields(body).keys())
+        for number, tool in enumerate(chat.tools or ()):
+            check_name(tool.name, f"tools[{number}].name")
         messages = [message for item in chat.messages for message in _messages(item)]
         if chat.system:
             messages.insert(0, Message("system", (Text(chat.system),)))
@@ -144,6 +171,10 @@ class AiSdk4Server:
     def encoder(self, request: Request, meta: StreamMeta) -> Encoder:
         """Always a stream: ``useChat`` knows nothing else."""
         return DataStreamEncoder(meta)
+
+    def rate_headers(self, standing: list[Allowance]) -> Headers:
+        """``x-ratelimit-*``, as OpenAI's clients read them."""
+        return openai_headers(standing)
 
     def encode_error(self, error: GatewayError) -> Reply:
         """``useChat`` shows the body of an error answer as the message of its error."""
@@ -206,6 +237,7 @@ def _ui_part(part: UiPart) -> list[Part]:
             return [_reasoning(detail) for detail in part.details or ()] or [Reasoning(part.reasoning or "")]
         case UiPart(type="file", data=str(data), mimeType=str(media_type)):
             check_base64(data, "parts.data")
+            check_image_type(media_type, "parts.mimeType")
             if media_type.startswith("image/"):
                 return [Image(data=data, media_type=media_type)]
             return [Document(data=data, media_type=media_type)]
@@ -229,6 +261,8 @@ def _attachment(item: Attachment, number: int) -> Part:
     data = item.url[inline.end() :] if inline else None
     if data is not None:
         check_base64(data, where)
+        check_image_type(inline.group(1) if inline else "", where)
+    check_image_type(media_type, where)
     if media_type.startswith("image/") and (inline or item.url.startswith(("https://", "http://"))):
         return Image(url=None if inline else item.url, data=data, media_type=media_type)
     if data is None:
@@ -308,6 +342,10 @@ class DataStreamEncoder:
             arguments = {"_invalid": "".join(fragments)}
         return _line(b"9", {"toolCallId": identity, "toolName": name, "args": arguments})
 
+    def notice(self, notice: Notice) -> bytes:
+        """A data part, which ``useChat`` appends to its ``data``; the message has to be open, or it gets another id."""
+        return self._open() + _line(b"2", [{"type": f"gateway-{notice.kind}", **notice.fields}])
+
     def end(self, usage: Usage) -> bytes:
         """The end of the step and of the message; both want numbers."""
         tokens = {"promptTokens": usage.input, "completionTokens": usage.output}
@@ -315,8 +353,9 @@ class DataStreamEncoder:
         return self._open() + _line(b"e", step) + _line(b"d", {"finishReason": self._finish, "usage": tokens})
 
     def cut(self, cut: Cut, usage: Usage) -> bytes:
-        """An error part: the one thing ``useChat`` shows to its user. The text so far stays."""
-        return self._open() + _line(b"3", cut.message)
+        """The reason as data, then an error part: the one thing ``useChat`` shows. The text so far stays."""
+        note = {"type": "gateway-cut", "reason": cut.reason, "message": cut.message}
+        return self._open() + _line(b"2", [note]) + _line(b"3", cut.message)
 
     def fail(self, error: GatewayError) -> bytes:
         """An error part; nothing after it is read."""

@@ -7,7 +7,7 @@ Nothing here does I/O: bytes in, events out, and back.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -43,13 +43,45 @@ class Cut(msgspec.Struct, frozen=True):
     message: str
 
 
+class Notice(msgspec.Struct, frozen=True, omit_defaults=True, rename={"kind": "event"}):
+    """Something a client may want to know while its stream goes on: ``budget``, ``warning`` or ``downgrade``.
+
+    ``reason`` is for programs, ``message`` for people. ``share`` says how much of ``limit`` is used up (0.8, 0.95).
+    """
+
+    kind: str
+    reason: str
+    message: str
+    share: float | None = None
+    limit: str | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a client sees of it, without what is not set; the kind is called ``event``."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields
+
+
 class StreamMeta(msgspec.Struct, frozen=True):
-    """What an encoder may put into frames of its own making. ``created`` is in Unix seconds."""
+    """What an encoder may put into frames of its own making. ``created`` is in Unix seconds.
+
+    ``wants_notices`` is for formats whose clients may trip over a notice they did not ask for.
+    """
 
     request_id: str
     created: int
     wire: str | None
     """The provider's wire format; frames of the same name pass untouched."""
+    wants_notices: bool = False
+
+
+class Allowance(msgspec.Struct, frozen=True):
+    """What is left of a limit on requests or tokens, and when all of it is there again, in seconds from now."""
+
+    counts: Literal["requests", "tokens"]
+    limit: int
+    left: int
+    reset_s: float
 
 
 class Encoder(Protocol):
@@ -67,6 +99,10 @@ class Encoder(Protocol):
 
     def encode(self, frame: Frame) -> bytes:
         """One frame, in the client's format; empty where the client gets nothing for it."""
+        ...
+
+    def notice(self, notice: Notice) -> bytes:
+        """A notice, before, between or after frames; empty where it cannot be carried or has to wait for a frame."""
         ...
 
     def end(self, usage: Usage) -> bytes:
@@ -97,6 +133,10 @@ class ServerRole(Protocol):
 
     def encode_error(self, error: GatewayError) -> Reply:
         """An error before the first byte, as an HTTP answer."""
+        ...
+
+    def rate_headers(self, standing: list[Allowance]) -> Headers:
+        """How the caller's rate limits stand, in the headers that clients of the format read."""
         ...
 
 

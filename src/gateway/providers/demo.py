@@ -33,7 +33,7 @@ from gateway.canonical.events import (
 from gateway.canonical.request import Request, ToolResult
 from gateway.canonical.usage import Usage
 from gateway.metering.tokens import count_input, counter
-from gateway.providers.provider import Call, Timeouts
+from gateway.providers.provider import Call, Hangup, Timeouts
 
 _ANSWER = (
     "Hello from the demo model . Every word you see was paid for before it was sent : the gateway held credit , "
@@ -71,11 +71,16 @@ class DemoProvider:
     vendor = "demo"
     wire: str | None = None
     timeouts = Timeouts()
+    hangup = Hangup()
     models = tuple(_MODELS)
 
     def knows(self, model: str) -> bool:
         """Whether the model is one of ``models``."""
         return model in _MODELS
+
+    def holds_full(self, model: str, *, reasons: bool) -> bool:
+        """Never: it bills what it sends."""
+        return False
 
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The model's answer, a batch per token."""

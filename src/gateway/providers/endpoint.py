@@ -7,10 +7,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.providers.provider import Timeouts
+from gateway.providers.provider import Hangup, Timeouts
 
 # The version whose parameters every Anthropic model still takes; the newer one refuses sampling parameters outright.
 _ANTHROPIC_VERSION = "2023-06-01"
+
+
+class Unseen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which models bill tokens they do not send: those ``models`` matches, all, or all that are asked to reason."""
+
+    models: str | None = None
+    always: bool = False
+    if_asked: bool = False
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +30,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
     timeouts: Timeouts = Timeouts()
     models: tuple[str, ...] = ()
+    hangup: Hangup = Hangup()
+    unseen: Unseen = Unseen()
 
 
 class _Style(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """A provider reached over HTTP that speaks one of our wire formats."""
 
 import email.utils
+import re
 import time
 from collections.abc import AsyncGenerator
 
@@ -33,6 +34,7 @@ class HttpProvider:
         self.vendor = endpoint.vendor
         self.wire: str | None = protocol.name
         self.timeouts = endpoint.timeouts
+        self.hangup = endpoint.hangup
         self._endpoint = endpoint
         self._protocol = protocol
         self._transport = transport
@@ -56,6 +58,13 @@ class HttpProvider:
     def knows(self, model: str) -> bool:
         """Any model: the vendor says what it has."""
         return True
+
+    def holds_full(self, model: str, *, reasons: bool) -> bool:
+        """By its vendor's habit, or where the answer is drained: hanging up saves nothing."""
+        unseen = self._endpoint.unseen
+        if unseen.always or self.hangup.policy == "drain" or (unseen.if_asked and reasons):
+            return True
+        return unseen.models is not None and re.match(unseen.models, model) is not None
 
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The answer, one batch per read. An error after the first batch is a ``Failure`` event in the last one."""

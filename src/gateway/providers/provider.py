@@ -1,7 +1,7 @@
 """What every provider offers to the router, and what a call to one is made of."""
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -19,6 +19,19 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     first_event_s: float = 120.0
     idle_s: float = 60.0
     total_s: float = 1800.0
+
+
+class Hangup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider bills when its client leaves.
+
+    ``cancel`` hangs up and charges what was sent, ``drain`` reads the answer to its end for at most ``drain_s``, since
+    it is billed anyway, ``free`` hangs up and charges nothing. ``charge_delivered`` charges a drained answer as far as
+    the client was sent it.
+    """
+
+    policy: Literal["cancel", "drain", "free"] = "cancel"
+    charge_delivered: bool = False
+    drain_s: float = 60.0
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -39,6 +52,7 @@ class Provider(Protocol):
     wire: str | None
     vendor: str
     timeouts: Timeouts
+    hangup: Hangup
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -47,6 +61,13 @@ class Provider(Protocol):
 
     def knows(self, model: str) -> bool:
         """Whether the provider may have this model; most can only be asked."""
+        ...
+
+    def holds_full(self, model: str, *, reasons: bool) -> bool:
+        """Whether the longest answer has to be held before a call, since tokens are billed that are not sent.
+
+        ``reasons`` says that the request asks for reasoning.
+        """
         ...
 
     def stream(self, call: Call) -> AsyncGenerator[Batch, None]:

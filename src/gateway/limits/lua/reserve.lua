@@ -1,63 +1,117 @@
 -- Admit one stream: check every limit, then take from all of them, or from none.
--- The hold is what the stream may spend before it asks again: `hold` where the balance is ample, less near its end
--- (an equal share of half of it among the open streams), but at least `hold_min`.
--- KEYS: wallet record leases buckets* slots*
--- ARGV: sid nonce hold_min hold lease_ms facts n_buckets (limit period_ms burst cost)* n_slots (max)*
--- returns {code, index, retry_after_ms, held, available}
---   1 admitted   2 admitted before (own retry)   4 already finished
---  -1 no wallet  -2 no credit  -4 bucket [index] empty  -5 slots [index] full  -6 suspended
---  -7 costs more than bucket [index] can ever hold      -8 no credit, but leases have run out: reap, then retry
+-- The hold is what the stream may spend before it asks again: `most` where the balance is ample. Near its end a stream
+-- gets an equal share of half of it among the open streams (where `fair` is 1), but at least `least`.
+-- KEYS: wallet record leases revision ledger windows* buckets* slots*
+-- ARGV: sid request nonce least most fair lease_ms seen tokens facts stored limits*
+-- returns {code, index, retry_after_ms, held, available, revision, used_permille, used_index, {shadowed}, {left}}
+--   index, used_index and shadowed count windows, then buckets, then slots, from 1; used_index 0 is the balance
+--   left: what each bucket still has, in its unit
+--   1 admitted   2 admitted before (own retry)   3 runs already   4 finished (held = what it was charged)
+--   5 the id was used for another request
+--  -1 no wallet  -2 no credit  -3 window full  -4 bucket empty  -5 slots full  -6 suspended
+--  -7 more than the limit could ever allow      -8 no room, but leases have run out: reap, then retry
+-- -20 lost writes are being told again: retry
 -- time: TIME of the server
-local W, R, L = KEYS[1], KEYS[2], KEYS[3]
-local sid, nonce, hold_min, hold = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local lease, facts = tonumber(ARGV[5]), ARGV[6]
-local a, k = 7, 4
+local W, R, L, V, G = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local sid, request, nonce = ARGV[1], ARGV[2], ARGV[3]
+local least, most, fair, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
+local seen, tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 
-local w = redis.call('HMGET', W, 'g', 's', 'h', 'x')
-local available = num(w[1]) - num(w[2]) - num(w[3])
-local r = redis.call('HMGET', R, 'st', 'no', 'h')
+local w = redis.call('HMGET', W, 'g', 's', 'h', 'x', 'rec')
+local granted = num(w[1])
+local available = granted - num(w[2]) - num(w[3])
+local known = num(redis.call('GET', V))
+local r = redis.call('HMGET', R, 'st', 'rq', 'no', 'h', 'c', 'o', 'out')
+
+local function answer(code, index, retry_ms, held)
+  return {code, index or 0, retry_ms or 0, held or 0, available, known, 0, 0, {}, {}}
+end
+
 if r[1] then
-  if r[1] == 'open' and r[2] == nonce then return {2, 0, 0, num(r[3]), available} end
-  return {4, 0, 0, 0, available}
+  if (r[2] or '') ~= request then return answer(5) end
+  if r[1] == 'open' then
+    if r[3] == nonce then return answer(2, 0, 0, num(r[4])) end
+    return answer(3)
+  end
+  -- What ended at no cost may be asked for again, but not by a late duplicate of the call that was withdrawn.
+  if r[3] == nonce or r[7] == 'complete' or num(r[5]) + num(r[6]) > 0 then return answer(4, 0, 0, num(r[5])) end
 end
-if not w[1] then return {-1, 0, 0, 0, 0} end
-if w[4] then return {-6, 0, 0, 0, available} end
-if hold_min > available then
-  if redis.call('ZCOUNT', L, '-inf', int(now)) > 0 then return {-8, 0, 0, 0, available} end
-  return {-2, 0, 0, 0, available}
-end
-local share = math.floor(available / (2 * (redis.call('ZCARD', L) + 1)))
-hold = math.min(hold, math.max(hold_min, share))
+if not w[1] then return answer(-1) end
+local recovering = fence(W, V, G, known, seen, num(w[5]))
+if now < recovering then return answer(-20, 0, recovering - now) end
+if w[4] then return answer(-6) end
 
-local buckets = {}
-local n = tonumber(ARGV[a]); a = a + 1
-for i = 1, n do
-  local key, limit, period, burst, cost = KEYS[k], tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
-  k = k + 1; a = a + 4
-  if cost > burst then return {-7, i, 0, 0, available} end
-  local level, full = bucket_read(key, limit, period, burst)
-  local need = cost * period
-  if need > level then return {-4, i, math.ceil((need - level) / limit), 0, available} end
-  buckets[i] = {key, level - need, full, limit}
+local windows, buckets, slots = limits_read(12, 6)
+local dead
+local function refuse(code, index, retry_ms)
+  dead = dead or redis.call('ZCOUNT', L, '-inf', int(now))
+  return answer((code == -2 or code == -3) and dead > 0 and -8 or code, index, retry_ms)
 end
-local slots = {}
-n = tonumber(ARGV[a]); a = a + 1
-for i = 1, n do
-  local key, max = KEYS[k], tonumber(ARGV[a])
-  k = k + 1; a = a + 1
-  if redis.call('ZCOUNT', key, '(' .. int(now), '+inf') >= max then return {-5, i, 0, 0, available} end
-  slots[i] = key
+
+if least > available then return refuse(-2) end
+local room, shadowed = available, {}
+local used, used_index = granted > 0 and (granted - available) / granted or 0, 0
+for i, x in ipairs(windows) do
+  local sum, held = window_read(x)
+  local amount = x[5] == 2 and least or (x[5] == 1 and tokens or 1)
+  x.left = x[1] - sum - held
+  if amount <= x.left then
+    if x[5] == 2 and x[6] == 0 then
+      room = math.min(room, x.left)
+      if (sum + held) / x[1] > used then used, used_index = (sum + held) / x[1], i end
+    end
+  elseif x[6] == 1 then shadowed[#shadowed + 1] = i
+  elseif amount > x[1] then return answer(-7, i)
+  else
+    local excess, retry_ms = amount - x.left, 1000
+    local part, oldest = window_parts(x)
+    if x[4] > 0 then retry_ms = (part == x[4] and x[4] + x[4] - x[3] or (part == x[2] and x[3] or x[4])) - now
+    else
+      for p = oldest, part do
+        excess = excess - num(redis.call('HGET', x.key, 'b' .. int(p)))
+        if excess <= 0 then retry_ms = (p + x[3] + 1) * x[2] - now break end
+      end
+    end
+    return refuse(-3, i, retry_ms)
+  end
+end
+for i, b in ipairs(buckets) do
+  local cost = b[4] == 1 and tokens or 1
+  local level, full = bucket_read(b)
+  b.level, b.full, b.need = level, full, cost * b[2]
+  if b.need > level then
+    if b[5] == 1 then b.need, shadowed[#shadowed + 1] = 0, #windows + i
+    elseif cost > b[3] then return answer(-7, #windows + i)
+    else return answer(-4, #windows + i, math.ceil((b.need - level) / b[1])) end
+  end
+end
+for i, s in ipairs(slots) do
+  if redis.call('ZCOUNT', s.key, '(' .. int(now), '+inf') >= s[1] then
+    if s[2] == 0 then return answer(-5, #windows + #buckets + i) end
+    shadowed[#shadowed + 1] = #windows + #buckets + i
+  end
+end
+local hold = math.min(most, room)
+if fair then
+  hold = math.min(hold, math.max(least, math.floor(room / (2 * (redis.call('ZCARD', L) + 1)))))
 end
 
 -- Everything passed: from here on only writes.
 local lease_end = int(now + lease)
 redis.call('HINCRBY', W, 'h', int(hold))
-redis.call('HSET', R, 'st', 'open', 'no', nonce, 'h', int(hold), 'u', '0', 't0', int(now), 'm', facts)
+redis.call('HSET', R, 'st', 'open', 'rq', request, 'no', nonce, 'h', int(hold), 'u', '0', 'c', '0', 'n', int(tokens),
+  't0', int(now), 'm', ARGV[10], 'lim', ARGV[11])
+if r[1] then redis.call('PERSIST', R) end
 redis.call('ZADD', L, lease_end, sid)
-for _, b in ipairs(buckets) do bucket_write(b[1], b[2], b[3], b[4]) end
-for _, key in ipairs(slots) do
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', int(now))
-  redis.call('ZADD', key, lease_end, sid)
-  redis.call('PEXPIRE', key, int(2 * lease))
+for _, x in ipairs(windows) do window_write(x, x[5] == 2 and hold or (x[5] == 1 and tokens or 1), 0) end
+local left = {}
+for i, b in ipairs(buckets) do
+  if b.need > 0 then bucket_write(b, b.level - b.need, b.full) end
+  left[i] = math.floor((b.level - b.need) / b[2])
 end
-return {1, 0, 0, hold, available - hold}
+for _, s in ipairs(slots) do
+  redis.call('ZREMRANGEBYSCORE', s.key, '-inf', int(now))
+  redis.call('ZADD', s.key, lease_end, sid)
+  redis.call('PEXPIRE', s.key, int(2 * lease))
+end
+return {1, 0, 0, hold, available - hold, advance(V, known, seen), math.floor(used * 1000), used_index, shadowed, left}

@@ -1,51 +1,68 @@
 -- Post what a stream really cost, once, and give back the rest of its hold. A replay returns the first result.
 -- What was not held is taken from the free balance as far as it goes; the rest is the operator's loss ("absorbed").
--- The usage record travels in the ledger row, so that a charge and its record exist together or not at all.
--- KEYS: wallet record leases ledger buckets* slots*
--- ARGV: sid actual outcome created_ms retention_ms ledger_keep_ms usage n_buckets (limit period_ms burst delta)*
--- returns {code, charged, absorbed}
+-- The estimates that its limits were charged with become the true figures. The usage record travels in the ledger
+-- row, so that a charge and its record exist together or not at all.
+-- KEYS: wallet record leases revision ledger windows* buckets* slots*
+-- ARGV: sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen tokens refund usage limits*
+-- returns {code, charged, absorbed, revision}
 --   1 posted   2 posted before   3 late correction of a reaped stream   4 posted without a record (it was lost)
 --  -1 no wallet   -9 older than the retention: not posted
 -- time: TIME of the server
-local W, R, L, G = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local sid, actual, outcome, created = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local retention, ledger_keep, usage = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local W, R, L, V, G = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local sid, actual, outcome, created = ARGV[1], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local retention, ledger_keep, seen = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local tokens, requests, usage = tonumber(ARGV[10]), ARGV[11] == '1' and 0 or 1, ARGV[12]
 
-local w = redis.call('HMGET', W, 'g', 's', 'h')
-if not w[1] then return {-1, 0, 0} end
-local r = redis.call('HMGET', R, 'st', 'h', 'c', 'o')
-local code, held, posted = 1, 0, 0
-if r[1] == 'done' then return {2, num(r[3]), num(r[4])} end
+local w = redis.call('HMGET', W, 'g', 's', 'h', 'rec')
+if not w[1] then return {-1, 0, 0, 0} end
+local known = num(redis.call('GET', V))
+local r = redis.call('HMGET', R, 'st', 'h', 'c', 'o', 'n', 'no')
+local code, held, posted, taken = 1, 0, 0, num(r[5])
+-- A stream that ended at no cost and ran again under the same id is done only for the run that ended.
+if r[1] == 'done' then return {2, num(r[3]), num(r[4]), known} end
+if r[1] and r[6] and ARGV[3] ~= '' and r[6] ~= ARGV[3] then return {2, 0, 0, known} end
 if r[1] == 'open' then held = num(r[2])
 elseif r[1] == 'reaped' then code, posted = 3, num(r[3])
-elseif now - created > retention then return {-9, 0, 0}
+elseif now - created > retention then return {-9, 0, 0, known}
 else code = 4 end
+fence(W, V, G, known, seen, num(w[4]))
 
 local available = math.max(num(w[1]) - num(w[2]) - num(w[3]), 0)
 local beyond = math.max(actual - held - posted, 0)
 local absorbed = beyond - math.min(beyond, available)
 local charge = actual - absorbed
 local delta = charge - posted
+local windows, buckets, slots = limits_read(13, 6)
 
 redis.call('HINCRBY', W, 'h', int(-held))
 redis.call('HINCRBY', W, 's', int(delta))
 if absorbed > 0 then redis.call('HINCRBY', W, 'o', int(absorbed)) end
-local a, k = 9, 5
-for _ = 1, tonumber(ARGV[8]) do
-  local key, limit, period, burst, d = KEYS[k], tonumber(ARGV[a]), tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3])
-  k = k + 1; a = a + 4
-  if d ~= 0 and code ~= 4 then
-    local level, full = bucket_read(key, limit, period, burst)
-    bucket_write(key, math.max(math.min(full, level - d * period), -full), full, limit)
+-- What each unit (requests, tokens, money) had been held or, after a reap, posted for this stream.
+local before = {[0] = 1, [1] = taken, [2] = code == 1 and held or posted}
+local after = {[0] = requests, [1] = tokens, [2] = charge}
+for _, x in ipairs(windows) do
+  local unit = x[5]
+  window_read(x)
+  if code == 1 then window_write(x, -before[unit], after[unit])
+  elseif code == 3 then window_write(x, 0, after[unit] - before[unit])
+  else window_write(x, 0, after[unit]) end
+end
+for _, b in ipairs(buckets) do
+  local change = after[b[4]] - before[b[4]]
+  if change ~= 0 and code ~= 4 then
+    local level, full = bucket_read(b)
+    bucket_write(b, math.max(math.min(full, level - change * b[2]), -full), full)
   end
 end
-for i = k, #KEYS do redis.call('ZREM', KEYS[i], sid) end
+for _, s in ipairs(slots) do redis.call('ZREM', s.key, sid) end
 redis.call('ZREM', L, sid)
-redis.call('HSET', R, 'st', 'done', 'h', '0', 'c', int(charge), 'o', int(absorbed), 't1', int(now))
-redis.call('HDEL', R, 'm')
+redis.call('HSET', R, 'st', 'done', 'h', '0', 'c', int(charge), 'o', int(absorbed), 'out', outcome, 't1', int(now))
+if code == 4 then redis.call('HSET', R, 'rq', ARGV[2], 'no', ARGV[3]) end
+redis.call('HDEL', R, 'm', 'lim')
 redis.call('PEXPIRE', R, int(retention))
+local revision = advance(V, known, seen)
 -- A stream that Redis never admitted and that cost nothing is no movement.
-if code == 4 and charge == 0 and absorbed == 0 then return {code, 0, 0} end
+if code == 4 and charge == 0 and absorbed == 0 then return {code, 0, 0, revision} end
 redis.call('XADD', G, 'MINID', '~', int(now - ledger_keep), '*', 'op', code == 3 and 'trueup' or 'post',
   'sid', sid, 'd', int(delta), 'o', int(absorbed), 'out', outcome, 'rec', usage)
-return {code, charge, absorbed}
+return {code, charge, absorbed, revision}

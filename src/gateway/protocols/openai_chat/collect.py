@@ -30,6 +30,7 @@ class Answer:
         self._top: dict[str, Any] = {}
         self._messages: dict[int, dict[str, Any]] = {}
         self._choices: dict[int, dict[str, Any]] = {}
+        self._events: list[dict[str, Any]] = []
 
     def take(self, frames: bytes) -> None:
         """Merge chunks as they would have been sent; comments and the terminator are passed over."""
@@ -45,6 +46,10 @@ class Answer:
             return False
         known.pieces.append(text)
         return True
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Something that happened on the way, for the answer's ``x_gateway.events``."""
+        self._events.append(event)
 
     def _merge_chunk(self, chunk: dict[str, Any]) -> None:
         for choice in chunk.pop("choices", None) or ():
@@ -76,6 +81,9 @@ class Answer:
             if message.get("tool_calls") and not message["content"]:
                 message["content"] = None
             choices.append({"index": index, "message": message, **self._choices[index]})
+        if self._events:
+            known = self._top.get("x_gateway")
+            self._top["x_gateway"] = {**(known if isinstance(known, dict) else {}), "events": self._events}
         return msgspec.json.encode({**self._top, "object": "chat.completion", "choices": choices})
 
 

@@ -1,6 +1,7 @@
 """A client's Chat Completions body as a canonical request."""
 
 import re
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -24,7 +25,14 @@ from gateway.canonical.request import (
     ToolChoice,
     ToolResult,
 )
-from gateway.protocols.bodies import check_base64, check_model_name, decode_fields, decode_json
+from gateway.protocols.bodies import (
+    check_base64,
+    check_image_type,
+    check_model_name,
+    decode_fields,
+    decode_json,
+    refuse_routing_fields,
+)
 from gateway.protocols.openai_chat import NAME
 from gateway.protocols.openai_chat.shapes import (
     ChatMessage,
@@ -37,11 +45,10 @@ from gateway.protocols.openai_chat.shapes import (
 
 _REQUEST = msgspec.json.Decoder(ChatRequest)
 
-# Other gateways let a client choose where its request is sent; that hands the provider's key to whoever asks.
-_FORBIDDEN = frozenset(("api_base", "api_key", "base_url", "extra_body", "extra_headers", "headers", "api_version"))
 # What a format other than this one would lose without a word.
 _OWN_ONLY = ("audio", "functions", "modalities", "prediction", "web_search_options")
 _FIELDS_MAX = 256
+_LABEL_BYTES_MAX = 512
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,", re.ASCII)
 
@@ -51,6 +58,7 @@ def decode(body: bytes) -> Request:
     chat = decode_json(body, _REQUEST)
     raw = decode_fields(body)
     _check_fields(raw)
+    _check_labels(chat)
     return Request(
         format=NAME,
         model=check_model_name(chat.model),
@@ -73,14 +81,22 @@ def decode(body: bytes) -> Request:
 
 
 def _check_fields(raw: dict[str, msgspec.Raw]) -> None:
-    for name in raw.keys() & _FORBIDDEN:
-        raise RequestError(f"The field {name} is not accepted.", code=ErrorCode.UNSUPPORTED_VALUE, param=name)
+    refuse_routing_fields(raw.keys())
     if len(raw) > _FIELDS_MAX:
         raise RequestError(f"The body has more than {_FIELDS_MAX} fields.")
     if b"true" != bytes(raw.get("stream", b"")) and bytes(raw.get("stream_options", b"null")) != b"null":
         raise RequestError(
             "stream_options is only allowed when stream is true.", code=ErrorCode.INVALID_VALUE, param="stream_options"
         )
+
+
+def _check_labels(chat: ChatRequest) -> None:
+    """What a client calls its user and its request is small; the shapes count characters, this counts bytes."""
+    for name, texts in (("user", (chat.user or "",)), ("metadata", chain.from_iterable((chat.metadata or {}).items()))):
+        if any(len(text.encode()) > _LABEL_BYTES_MAX for text in texts):
+            raise RequestError(
+                f"{name} holds a text of more than {_LABEL_BYTES_MAX} bytes.", code=ErrorCode.INVALID_VALUE, param=name
+            )
 
 
 def _untranslatable(chat: ChatRequest, raw: dict[str, msgspec.Raw]) -> tuple[str, ...]:
@@ -244,6 +260,7 @@ def _image(url: str, detail: str | None, cache: dict[str, Any] | None, where: st
             code=ErrorCode.INVALID_VALUE,
             param=f"{where}.image_url.url",
         )
+    check_image_type(media_type, f"{where}.image_url.url")
     return Image(data=data, media_type=media_type, detail=detail, cache=cache)
 
 

@@ -4,6 +4,7 @@
 request that came in another format.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -25,6 +26,11 @@ from gateway.canonical.request import (
 
 _OPTIONS = msgspec.json.Decoder(dict[str, Any] | None)
 
+_BOUNDS = ("max_completion_tokens", "max_tokens")
+# "'max_tokens' is not supported with this model": OpenAI's reasoning models know the newer name only, other vendors
+# often the older one only.
+_NEWER_BOUND_ONLY = re.compile(r"(o[1-9]|gpt-[5-9])")
+
 
 def forward(request: Request, model: str) -> bytes:
     """The client's body, streaming and with usage asked for, addressed to ``model``."""
@@ -33,7 +39,14 @@ def forward(request: Request, model: str) -> bytes:
     body["stream"] = True
     options = body.get("stream_options")
     body["stream_options"] = {**((_OPTIONS.decode(options) if options else None) or {}), "include_usage": True}
+    if request.output_tokens_max is not None:
+        for name in [name for name in _BOUNDS if name in body] or [_bound_name(model)]:
+            body[name] = request.output_tokens_max
     return msgspec.json.encode(body)
+
+
+def _bound_name(model: str) -> str:
+    return "max_completion_tokens" if _NEWER_BOUND_ONLY.match(model) else "max_tokens"
 
 
 def encode(request: Request, model: str) -> bytes:
@@ -43,7 +56,7 @@ def encode(request: Request, model: str) -> bytes:
         "messages": [encoded for message in request.messages for encoded in _message(message)],
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": request.output_tokens_max,
+        _bound_name(model): request.output_tokens_max,
         "n": request.choices if request.choices > 1 else None,
         "temperature": request.sampling.temperature,
         "top_p": request.sampling.top_p,

@@ -29,8 +29,20 @@ from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
 from gateway.protocols.openai_chat import NAME, incoming
 from gateway.protocols.openai_chat.collect import Answer
+from gateway.protocols.rates import openai_headers
 from gateway.protocols.sse import encode_data
-from gateway.protocols.wire import STREAM_HEADERS, Cut, Encoder, Reply, StreamMeta, json_reply, retry_headers
+from gateway.protocols.wire import (
+    STREAM_HEADERS,
+    Allowance,
+    Cut,
+    Encoder,
+    Headers,
+    Notice,
+    Reply,
+    StreamMeta,
+    json_reply,
+    retry_headers,
+)
 
 _DONE = b"data: [DONE]\n\n"
 _CHUNK = "chat.completion.chunk"
@@ -43,6 +55,17 @@ _FINISH = {
     Unified.ERROR: "stop",
     Unified.OTHER: "stop",
 }
+
+
+class _Name(msgspec.Struct, frozen=True):
+    """What all chunks of a stream have in common."""
+
+    id: str = ""
+    model: str | None = None
+    created: int = 0
+
+
+_NAME = msgspec.json.Decoder(_Name)
 
 
 class OpenAiChatServer:
@@ -58,6 +81,10 @@ class OpenAiChatServer:
         """Chunks where the client streams, else one whole answer."""
         chunks = ChunkEncoder(meta, include_usage=request.include_usage or not request.stream)
         return chunks if request.stream else AnswerEncoder(chunks)
+
+    def rate_headers(self, standing: list[Allowance]) -> Headers:
+        """``x-ratelimit-*``, as OpenAI's clients read them."""
+        return openai_headers(standing)
 
     def encode_error(self, error: GatewayError) -> Reply:
         """OpenAI's envelope; SDKs choose their error class by the status and read ``code``."""
@@ -104,6 +131,7 @@ class ChunkEncoder:
     heartbeat = b": keep-alive\n\n"
 
     def __init__(self, meta: StreamMeta, *, include_usage: bool) -> None:
+        self.wants_notices = meta.wants_notices
         self._is_native = meta.wire == NAME
         self._include_usage = include_usage
         self._usage_sent = False
@@ -115,6 +143,9 @@ class ChunkEncoder:
         # Reasoning that is being shown, by choice: kept whole, since its signature belongs to the whole.
         self._blocks: dict[int, list[str]] = {}
         self._details = 0
+        # Notices that wait for the first frame, and whether the stream has the id that they must share with it.
+        self._held: list[Notice] = []
+        self._is_named = False
 
     def encode(self, frame: Frame) -> bytes:
         """The provider's own frame where it can pass, else chunks of our own."""
@@ -131,7 +162,7 @@ class ChunkEncoder:
                 self._usage_sent = True
             else:
                 self._follow(event)
-        return raw
+        return raw if not self._held else self._release_before(frame, raw) + raw
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, MessageStart):
@@ -139,6 +170,7 @@ class ChunkEncoder:
             self._model = event.model
             self._created = event.created
             self._started.add(0)
+            self._is_named = bool(event.id)
             return
         choice: int = event.choice  # type: ignore[attr-defined]
         self._started.add(choice)
@@ -149,8 +181,9 @@ class ChunkEncoder:
         match event:
             case MessageStart():
                 self._follow(event)
+                self._is_named = True  # by us, where the provider has no name for it
                 self._started.clear()
-                return self._open(0)
+                return self._release() + self._open(0)
             case TextDelta(text, choice):
                 return self._delta(choice, {"content": text})
             case ReasoningDelta(text, choice):
@@ -209,6 +242,33 @@ class ChunkEncoder:
             chunk["usage"] = None
         return encode_data(msgspec.json.encode(chunk))
 
+    def notice(self, notice: Notice) -> bytes:
+        """A chunk without choices, where such were asked for: clients that index ``choices[0]`` fail on it.
+
+        It waits until the id of the stream is known, since openai-node takes another id for another answer. After
+        the usage it would come too late: openai-python keeps the usage of the last chunk, even if that has none.
+        """
+        if not self.wants_notices or self._usage_sent:
+            return b""
+        self._held.append(notice)
+        return self._release() if self._is_named else b""
+
+    def _release_before(self, frame: Frame, raw: bytes) -> bytes:
+        """The notices that waited, once the stream has its id; Azure gives it with the second frame."""
+        if not self._is_named:
+            name = _name(raw)
+            if name is None and any(type(event) is MessageStart for event in frame.events):
+                return b""
+            # A stream that has none by then never has one, and ours disturbs nobody.
+            self._is_named = True
+            if name is not None:
+                self._id, self._model, self._created = name.id, name.model or self._model, name.created
+        return self._release()
+
+    def _release(self) -> bytes:
+        held, self._held = self._held, []
+        return b"".join([self._chunk([], x_gateway=notice.fields) for notice in held])
+
     def _usage_chunk(self, usage: Usage) -> bytes:
         if not self._include_usage or self._usage_sent:
             return b""
@@ -217,18 +277,27 @@ class ChunkEncoder:
 
     def end(self, usage: Usage) -> bytes:
         """Usage where it was asked for and has not passed yet, and the terminator."""
-        return self._usage_chunk(usage) + _DONE
+        return self._release() + self._usage_chunk(usage) + _DONE
 
     def cut(self, cut: Cut, usage: Usage) -> bytes:
         """``finish_reason: length`` for every choice that is still open, with the reason beside it."""
         note = {"outcome": "cut", "reason": cut.reason, "message": cut.message}
         opened = b"" if self._started else self._open(0)
         choices = [_choice(choice, {}, "length") for choice in sorted(self._started - self._finished)]
-        return opened + self._chunk(choices, x_gateway=note) + self.end(usage)
+        return self._release() + opened + self._chunk(choices, x_gateway=note) + self.end(usage)
 
     def fail(self, error: GatewayError) -> bytes:
         """An error chunk; both official clients raise on it."""
-        return encode_data(msgspec.json.encode({"error": _error(error)}))
+        return self._release() + encode_data(msgspec.json.encode({"error": _error(error)}))
+
+
+def _name(raw: bytes) -> _Name | None:
+    """What a provider's frame calls its stream, where it does."""
+    try:
+        name = _NAME.decode(raw.removeprefix(b"data: "))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return name if name.id else None
 
 
 def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -252,6 +321,12 @@ class AnswerEncoder:
             if isinstance(delta, TextDelta) and self._answer.add_text(delta.text, delta.choice):
                 return b""
         self._answer.take(self._chunks.encode(frame))
+        return b""
+
+    def notice(self, notice: Notice) -> bytes:
+        """Into the answer's ``x_gateway``, where such were asked for."""
+        if self._chunks.wants_notices:
+            self._answer.add_event(notice.fields)
         return b""
 
     def end(self, usage: Usage) -> bytes:

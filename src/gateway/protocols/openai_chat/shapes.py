@@ -11,6 +11,8 @@ from msgspec import Meta
 
 TokenCount = Annotated[int, Meta(ge=1, le=100_000_000)]
 ShortText = Annotated[str, Meta(max_length=512)]
+# Names and ids go into headers, logs and other formats: no control characters.
+Name = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 
 
 class ImageUrl(msgspec.Struct, frozen=True):
@@ -42,12 +44,12 @@ class ContentPart(msgspec.Struct, frozen=True):
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
-    name: str
+    name: Name
     arguments: str = ""
 
 
 class MessageToolCall(msgspec.Struct, frozen=True):
-    id: str
+    id: Name
     type: str = "function"
     function: FunctionCall | None = None
 
@@ -66,16 +68,16 @@ class ChatMessage(msgspec.Struct, frozen=True):
     content: str | list[ContentPart] | None = None
     refusal: str | None = None
     tool_calls: list[MessageToolCall] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: Name | None = None
     function_call: FunctionCall | None = None
-    name: str | None = None
+    name: Name | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     reasoning_details: list[ReasoningDetail] | None = None
 
 
 class FunctionTool(msgspec.Struct, frozen=True):
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    name: Annotated[Name, Meta(min_length=1, max_length=256)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -88,7 +90,7 @@ class ChatTool(msgspec.Struct, frozen=True):
 
 
 class NamedFunction(msgspec.Struct, frozen=True):
-    name: str
+    name: Name
 
 
 class NamedToolChoice(msgspec.Struct, frozen=True):
@@ -133,10 +135,10 @@ class ChatRequest(msgspec.Struct, frozen=True):
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     thinking: dict[str, Any] | None = None
-    user: ShortText | None = None
+    user: Annotated[Name, Meta(max_length=512)] | None = None
     metadata: Annotated[dict[ShortText, ShortText], Meta(max_length=16)] | None = None
     logit_bias: Annotated[dict[str, float], Meta(max_length=1024)] | None = None
-    functions: list[FunctionTool] | None = None
+    functions: Annotated[list[FunctionTool], Meta(max_length=1024)] | None = None
 
 
 class FunctionChunk(msgspec.Struct, frozen=True, gc=False):

@@ -1,0 +1,193 @@
+"""The way in: what a request needs before it may start, and what it starts with.
+
+Gates that cost nothing come first, then counting, then the one decision about limits and credit. What comes out is a
+reservation, a meter, and the request as it goes to the provider, bounded by what can be paid.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.canonical.caller import Caller
+from gateway.canonical.errors import ErrorCode, LimitExceeded, RequestError
+from gateway.canonical.request import Request
+from gateway.entitlements import Entitlement, Entitlements, check_features
+from gateway.limits.admission import Admission, Ask
+from gateway.limits.allowances import Allowances, Bucket
+from gateway.limits.reservation import Reservation
+from gateway.limits.scripts import HoldRange
+from gateway.limits.tiers import Limits, Party, Rulebook, Tier, with_prompt_limit
+from gateway.metering.flow import prompt_digest
+from gateway.metering.meter import Meter
+from gateway.metering.quote import Quote, Wanted, bound, quote
+from gateway.metering.tokens import TokenCounter, count_images, count_input, marks_cache
+from gateway.router import Router, Target
+
+_PROMPT = "prompt"
+# A prompt that is sent again and again is answered this much later, where the tier paces it.
+_REPETITION_PAUSE_S = 1.0
+
+
+class Knock(msgspec.Struct, frozen=True, kw_only=True):
+    """A request at the door. ``facts`` makes the usage record as far as it is known, given the tier's variant."""
+
+    request: Request
+    caller: Caller
+    protocol: str
+    request_id: str
+    facts: Callable[[str], bytes]
+    idempotency_key: str = ""
+    digest: str = ""
+
+
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that may run. ``request`` is bounded by what can be paid; ``shadowed`` names limits that only watch."""
+
+    request: Request
+    targets: tuple[Target, ...]
+    tier: Tier
+    reservation: Reservation
+    meter: Meter
+    count: TokenCounter
+    allowances: Allowances
+    shadowed: tuple[str, ...]
+    abuse: str
+    is_downgraded: bool
+
+
+class Entrance:
+    """Lets requests in, one at a time, or says why not."""
+
+    def __init__(
+        self,
+        router: Router,
+        admission: Admission,
+        entitlements: Entitlements,
+        rulebook: Rulebook,
+        counters: Callable[[str], TokenCounter],
+    ) -> None:
+        self.router = router
+        self.entitlements = entitlements
+        self._admission = admission
+        self._rulebook = rulebook
+        self._counters = counters
+
+    async def admit(self, knock: Knock) -> Admitted:
+        """Raises a ``GatewayError`` where the request may not run; then nothing was taken."""
+        request = knock.request
+        entitlement = await self.entitlements.of(knock.caller, request.model)
+        tier = entitlement.tier
+        check_features(tier, request, knock.protocol)
+        reasons = request.effort is not None or request.thinking is not None
+        targets = self.router.resolve(entitlement.model, reasons=reasons)
+        count = self._counters(targets[0].tokenizer)
+        wanted = await _count(request, count, tier)
+        quoted = quote(wanted, [target.terms for target in targets])
+        limits = self._limits(knock, entitlement)
+        reservation = await self._reserve(knock, tier, limits, quoted)
+        shadowed, abuse = await self._look_at_shadows(reservation, limits.own, tier, knock.caller.account)
+        return Admitted(
+            request=_bounded(request, wanted, targets, tier, reservation, is_full=quoted.is_full),
+            targets=targets,
+            tier=tier,
+            reservation=reservation,
+            meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
+            count=count,
+            allowances=limits.own,
+            shadowed=shadowed,
+            abuse=abuse,
+            is_downgraded=entitlement.is_downgraded,
+        )
+
+    def _limits(self, knock: Knock, entitlement: Entitlement) -> Limits:
+        caller, request, tier = knock.caller, knock.request, entitlement.tier
+        user = (caller.subject if caller.method == "jwt" else request.user) or ""
+        party = Party(caller.account, caller.subject, user, request.model)
+        limits = self._rulebook.limits(tier, party, entitlement.permille)
+        flow = tier.flow
+        if flow.identical_prompts is None:
+            return limits
+        own = with_prompt_limit(
+            limits.own,
+            caller.account,
+            prompt_digest(request),
+            flow.identical_prompts,
+            is_shadow=flow.identical_action != "cut",
+        )
+        return Limits(own, limits.shared)
+
+    async def _reserve(self, knock: Knock, tier: Tier, limits: Limits, quoted: Quote) -> Reservation:
+        ask = Ask(
+            account=knock.caller.account,
+            limits=limits,
+            hold=HoldRange(quoted.least, quoted.most, takes_all=quoted.is_full),
+            tokens=quoted.tokens,
+            model=knock.request.model,
+            request_id=knock.request_id,
+            facts=knock.facts(tier.variant),
+            idempotency_key=knock.idempotency_key,
+            digest=knock.digest,
+        )
+        try:
+            return await self._admission.reserve(ask)
+        except LimitExceeded as error:
+            if error.scope == _PROMPT:
+                raise LimitExceeded(
+                    "The same prompt was sent too often in the last minutes.",
+                    limit="identical_prompts",
+                    scope="account",
+                    code=ErrorCode.ABUSE_DETECTED,
+                    retry_after_s=error.retry_after_s,
+                ) from None
+            raise
+
+    async def _look_at_shadows(
+        self, reservation: Reservation, allowances: Allowances, tier: Tier, account: str
+    ) -> tuple[tuple[str, ...], str]:
+        """The limits that would have refused, and what is done about a prompt that was sent too often."""
+        if not reservation.shadowed:
+            return (), ""
+        limits = [allowances.at(index) for index in reservation.shadowed]
+        names = tuple(limit.name for limit in limits if not limit.name.startswith(f"{_PROMPT}."))
+        if not any(isinstance(limit, Bucket) and limit.name.startswith(f"{_PROMPT}.") for limit in limits):
+            return names, ""
+        action = tier.flow.identical_action
+        if action == "pace":
+            await asyncio.sleep(_REPETITION_PAUSE_S)
+        elif action == "downgrade":
+            await self.entitlements.downgrade(account, tier)
+        return names, "identical_prompts"
+
+
+async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
+    tokens = await count_input(request, count)
+    if tier.tokens_per_request is not None and tokens >= tier.tokens_per_request:
+        raise RequestError(
+            f"The request has {tokens} tokens; this account's tier allows {tier.tokens_per_request} for a request and "
+            "its answer together.",
+            code=ErrorCode.TOKENS_PER_REQUEST_EXCEEDED,
+        )
+    return Wanted(
+        input=tokens,
+        output=request.output_tokens_max,
+        choices=request.choices,
+        images=count_images(request),
+        marks_cache=marks_cache(request),
+    )
+
+
+def _bounded(
+    request: Request,
+    wanted: Wanted,
+    targets: tuple[Target, ...],
+    tier: Tier,
+    reservation: Reservation,
+    *,
+    is_full: bool,
+) -> Request:
+    """The request with its bound on output lowered to what can be paid and is allowed, where that is less."""
+    payable = reservation.held if is_full else reservation.held + reservation.available
+    bounds = [bound(wanted, target.terms, payable, tier.tokens_per_request) for target in targets]
+    least = min((tokens for tokens in bounds if tokens is not None), default=None)
+    return request if least is None else msgspec.structs.replace(request, output_tokens_max=least)

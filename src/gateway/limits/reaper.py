@@ -1,0 +1,68 @@
+"""Finishing what nobody finishes: streams of which the lease ran out since their gateway died.
+
+Every replica looks, and any may be the one that finds them: a stream is posted once whoever reaps it, and a gateway
+that was only frozen corrects the figure when it settles.
+"""
+
+import asyncio
+
+from gateway.limits import keys
+from gateway.limits.allowances import Allowances
+from gateway.limits.scripts import Retention, Scripts, Stream
+
+_REAP_MAX = 64
+_ACCOUNTS_MAX = 10_000
+
+
+class Reaper:
+    """Reaps through the scripts of one gateway."""
+
+    def __init__(self, scripts: Scripts, retention: Retention, *, grace_s: float, charge_held: bool = False) -> None:
+        """A stream is reaped ``grace_s`` after its lease; ``charge_held`` charges its hold instead of its use."""
+        self._scripts = scripts
+        self._redis = scripts.redis
+        self._retention = retention
+        self._grace_ms = int(grace_s * 1000)
+        self._charge_held = charge_held
+
+    async def reap(self, account: str, *, has_grace: bool = True) -> int:
+        """Finish the account's abandoned streams; returns how many. Safe to run anywhere, any number of times."""
+        grace_ms = self._grace_ms if has_grace else 0
+        return await self._reap(account, await self._due(account, await self._server_time_ms() - grace_ms), grace_ms)
+
+    def _due(self, account: str, until_ms: int) -> asyncio.Future[list[bytes]]:
+        return self._redis.call("ZRANGEBYSCORE", keys.leases(account), "-inf", until_ms, "LIMIT", 0, _REAP_MAX)
+
+    async def _reap(self, account: str, due: list[bytes], grace_ms: int) -> int:
+        replies = await asyncio.gather(*(self._reap_one(account, sid.decode(), grace_ms) for sid in due))
+        return sum(replies)
+
+    async def _reap_one(self, account: str, sid: str, grace_ms: int) -> int:
+        stored = await self._redis.call("HGET", keys.record(account, sid), "lim")
+        owner = keys.limits_of(account)
+        allowances = Allowances.load(owner, stored) if stored else Allowances(owner)
+        stream = Stream(sid=sid, account=account, created_ms=0, nonce="", allowances=allowances)
+        reply = await self._scripts.reap(
+            stream, grace_ms=grace_ms, retention=self._retention, charge_held=self._charge_held
+        )
+        return int(reply.code == 1)
+
+    async def reap_all(self) -> int:
+        """Look at every account that may have streams; the body of the reaper's loop. Returns how many it finished."""
+        now_ms = await self._server_time_ms()
+        flat = await self._redis.call(
+            "ZRANGEBYSCORE", keys.ACTIVE, "-inf", "+inf", "WITHSCORES", "LIMIT", 0, _ACCOUNTS_MAX
+        )
+        announced = {name.decode(): float(until) for name, until in zip(flat[::2], flat[1::2], strict=True)}
+        answers = await asyncio.gather(*(self._due(name, now_ms - self._grace_ms) for name in announced))
+        reaped = 0
+        for name, due in zip(announced, answers, strict=True):
+            if due:
+                reaped += await self._reap(name, due, self._grace_ms)
+            elif announced[name] < now_ms and not await self._redis.call("ZCARD", keys.leases(name)):
+                await self._redis.call("ZREM", keys.ACTIVE, name)
+        return reaped
+
+    async def _server_time_ms(self) -> int:
+        seconds, micros = await self._redis.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000

@@ -88,8 +88,7 @@ class Admission:
                 self._withdraw(stream, slot, ask, shares)
             raise
         reservation = Reservation(self._books, stream, reply, slot=slot, leased_at=leased_at)
-        reservation.grow_by(ask.hold.most - ask.hold.least)
-        reservation.tokens = ask.tokens
+        reservation.grow_by(ask.hold.most - ask.hold.least, tokens=ask.tokens)
         reservation.shares = shares
         return reservation
 

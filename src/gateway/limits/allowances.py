@@ -70,9 +70,12 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Allowances:
-    """Everything that limits one stream beside its balance. Immutable; made once and shared by many streams."""
+    """Everything that limits one stream beside its balance. Immutable; made once and shared by many streams.
 
-    __slots__ = ("args", "buckets", "keys", "slots", "stored", "windows")
+    ``packed`` is what every script reads of it, in MessagePack, ``stored`` what a stream's record keeps, in JSON.
+    """
+
+    __slots__ = ("buckets", "keys", "packed", "slots", "stored", "windows", "without_buckets")
 
     def __init__(
         self,
@@ -91,16 +94,14 @@ class Allowances:
             *(owner.bucket(bucket.name) for bucket in buckets),
             *(owner.slots(limit.name) for limit in slots),
         )
-        args = [len(windows)]
-        for window in windows:
-            args += (window.limit, *window.bounds, window.unit, window.is_shadow)
-        args.append(len(buckets))
-        for bucket in buckets:
-            args += (bucket.limit, bucket.period_ms, bucket.burst, bucket.unit, bucket.is_shadow)
-        args.append(len(slots))
-        for limit in slots:
-            args += (limit.max, limit.is_shadow)
-        self.args = tuple(map(int, args))
+        self.packed = msgspec.msgpack.encode(
+            (
+                [(it.limit, *it.bounds, it.unit, int(it.is_shadow)) for it in windows],
+                [(it.limit, it.period_ms, it.burst, it.unit, int(it.is_shadow)) for it in buckets],
+                [(it.max, int(it.is_shadow)) for it in slots],
+            )
+        )
+        self.without_buckets = Allowances(owner, windows=windows, slots=slots) if buckets else self
         self.stored = msgspec.json.encode(_Stored(self.windows, self.buckets, self.slots))
 
     @classmethod

@@ -38,7 +38,7 @@ class Owner:
         return f"{self._prefix}:b:{limit}"
 
     def bucket(self, limit: str) -> str:
-        """HASH l level × period_ms, t last refill (ms). A missing bucket is full; it expires when it would be."""
+        """STRING "<level × period_ms> <last refill, ms>". A missing bucket is full; it expires when it would be."""
         return f"{self._prefix}:r:{limit}"
 
     def slots(self, limit: str) -> str:

@@ -75,7 +75,7 @@ class Reservation:
         self.held = reply.held
         self.available = reply.available
         self.used = 0
-        self.tokens = 0
+        self.tokens = self.tokens_taken = 0
         self.used_permille = reply.used_permille
         self.used_index = reply.used_index
         self.left = reply.left
@@ -95,9 +95,10 @@ class Reservation:
         self._renewed(leased_at)
         books.open.setdefault(stream.account, set()).add(self)
 
-    def grow_by(self, slice_min: int) -> None:
-        """Ask for at least this much at a time, in µ$."""
+    def grow_by(self, slice_min: int, *, tokens: int = 0) -> None:
+        """Ask for at least this much at a time, in µ$; the admission took ``tokens`` from the token limits."""
         self._slice_min = self._slice = slice_min
+        self.tokens = self.tokens_taken = tokens
 
     def _renewed(self, leased_at: float) -> None:
         self._lease_deadline = leased_at + self._policy.lease_s - self._policy.margin_s
@@ -178,6 +179,7 @@ class Reservation:
             target=max(need, self.used) + self._slice,
             believed=self.held,
             tokens=self.tokens,
+            is_beyond=self.tokens > self.tokens_taken,
         )
         lease_ms = int(self._policy.lease_s * 1000)
         future = self._books.scripts.extend(self.stream, growth, lease_ms=lease_ms, revive=revive)

@@ -37,22 +37,22 @@ def _load(name: str, *, key_names: str, arg_names: str) -> LuaSource:
 _RESERVE = _load(
     "reserve",
     key_names=_STREAM_KEYS,
-    arg_names="sid request nonce least most fair lease_ms seen tokens facts stored limits*",
+    arg_names="sid request nonce least most fair lease_ms seen tokens facts stored limits",
 )
 _EXTEND = _load(
     "extend",
     key_names=_STREAM_KEYS,
-    arg_names="sid request nonce used need target believed lease_ms seen tokens stored limits*",
+    arg_names="sid request nonce used need target believed lease_ms seen tokens stored limits",
 )
 _SETTLE = _load(
     "settle",
     key_names=_STREAM_KEYS,
     arg_names="sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen"
-    " tokens refund usage limits*",
+    " tokens refund usage limits",
 )
-_REAP = _load("reap", key_names=_STREAM_KEYS, arg_names="sid grace_ms retention_ms ledger_keep_ms charge_held limits*")
+_REAP = _load("reap", key_names=_STREAM_KEYS, arg_names="sid grace_ms retention_ms ledger_keep_ms charge_held limits")
 _GRANT = _load("grant", key_names="wallet grants ledger", arg_names="grant_id amount")
-_CAP = _load("cap", key_names="permits buckets* slots*", arg_names="op sid lease_ms estimate tokens refund limits*")
+_CAP = _load("cap", key_names="permits buckets* slots*", arg_names="op sid lease_ms estimate tokens refund limits")
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,13 +120,17 @@ class ExtendReply(msgspec.Struct, frozen=True):
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
-    """How a stream stands and what it asks for; all totals. ``need`` is the hold without which it cannot go on."""
+    """How a stream stands and what it asks for; all totals. ``need`` is the hold without which it cannot go on.
+
+    ``is_beyond`` says that ``tokens`` is more than the admission took from the token limits.
+    """
 
     used: int
     need: int
     target: int
     believed: int
     tokens: int
+    is_beyond: bool = True
 
 
 class Posting(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,7 +204,7 @@ class Scripts:
         if code in _RECOVERING:
             self.on_rollback(account)
 
-    def _stream_keys(self, stream: Stream) -> tuple[str, ...]:
+    def _stream_keys(self, stream: Stream, allowances: Allowances | None = None) -> tuple[str, ...]:
         account = stream.account
         return (
             keys.wallet(account),
@@ -208,7 +212,7 @@ class Scripts:
             keys.leases(account),
             keys.revision(account, self.gateway),
             keys.ledger(account),
-            *stream.allowances.keys,
+            *(stream.allowances if allowances is None else allowances).keys,
         )
 
     def reserve(
@@ -225,7 +229,7 @@ class Scripts:
             self._stream_keys(stream),
             (
                 *(stream.sid, stream.request, stream.nonce, hold.least, hold.most, int(not hold.takes_all), lease_ms),
-                *(self.seen(stream.account), tokens, facts, stream.allowances.stored, *stream.allowances.args),
+                *(self.seen(stream.account), tokens, facts, stream.allowances.stored, stream.allowances.packed),
             ),
             parse,
         )
@@ -234,6 +238,7 @@ class Scripts:
         self, stream: Stream, growth: Growth, *, lease_ms: int, revive: bool = False
     ) -> asyncio.Future[ExtendReply]:
         """Grow the hold towards ``target`` and renew the leases; ``revive`` re-creates a record that Redis lost."""
+        limits = stream.allowances if growth.is_beyond or revive else stream.allowances.without_buckets
 
         def parse(reply: list[int]) -> ExtendReply:
             self._note(stream.account, reply[0], reply[3])
@@ -241,11 +246,11 @@ class Scripts:
 
         return self.redis.script(
             _EXTEND,
-            self._stream_keys(stream),
+            self._stream_keys(stream, limits),
             (
                 *(stream.sid, stream.request, stream.nonce, growth.used, growth.need, growth.target, growth.believed),
                 *(lease_ms, self.seen(stream.account), growth.tokens),
-                *(stream.allowances.stored if revive else b"", *stream.allowances.args),
+                *(stream.allowances.stored if revive else b"", limits.packed),
             ),
             parse,
         )
@@ -263,7 +268,7 @@ class Scripts:
             (
                 *(stream.sid, stream.request, stream.nonce, posting.actual, posting.outcome, stream.created_ms),
                 *(retention.stream_ms, retention.ledger_ms, self.seen(stream.account)),
-                *(posting.tokens, int(posting.refund), posting.usage, *stream.allowances.args),
+                *(posting.tokens, int(posting.refund), posting.usage, stream.allowances.packed),
             ),
             parse,
         )
@@ -277,7 +282,7 @@ class Scripts:
             self._stream_keys(stream),
             (
                 *(stream.sid, grace_ms, retention.stream_ms, retention.ledger_ms, int(charge_held)),
-                *stream.allowances.args,
+                stream.allowances.packed,
             ),
             lambda reply: ReapReply(*reply),
         )
@@ -298,7 +303,7 @@ class Scripts:
         return self.redis.script(
             _CAP,
             (share.owner.permits, *share.allowances.keys),
-            (op, sid, share.lease_ms, share.estimate, tokens, int(refund), *share.allowances.args),
+            (op, sid, share.lease_ms, share.estimate, tokens, int(refund), share.allowances.packed),
             lambda reply: CapReply(*reply),
         )
 

@@ -1,8 +1,9 @@
 """The master that Sentinels name: asked for before every connection, so that a failover needs no restart.
 
 All Sentinels are asked at once, and the answer of the newest election among most of them counts: one that was cut off
-from the others still names the old master. A connection is dropped when it is lost or when the server says that it may
-not write any more, and the next call asks again.
+from the others still names the old master. A connection is dropped when it is lost, when the server says that it may
+not write any more, and as soon as the Sentinels name another: the old master takes writes for some ten seconds after a
+failover, and all of them are lost.
 """
 
 import asyncio
@@ -11,9 +12,11 @@ import math
 import msgspec
 from redis.exceptions import NoPermissionError, ResponseError
 
-from gateway.limits.redis import RedisOwner, StoreUnavailable, ask, connection_pool
+from gateway.limits.redis import RedisOwner, StoreUnavailable, connection_pool
 from gateway.limits.redis_url import Address, SentinelServers
 from gateway.tasks import TaskOwner
+
+_WATCH_S = 0.5
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -27,9 +30,38 @@ class SentinelOwner(RedisOwner):
     def __init__(self, servers: SentinelServers, *, timeout_s: float = 0.5) -> None:
         super().__init__(servers.masters.url(servers.masters.addresses[0], servers.database), timeout_s=timeout_s)
         self._servers = servers
+        self._sentinels = [
+            RedisOwner(servers.sentinels.url(address), timeout_s=timeout_s) for address in servers.sentinels.addresses
+        ]
+        self._master: Address | None = None
+        self._watch = TaskOwner()
+
+    def start(self) -> None:
+        """Start the owner task, and to watch for failovers; call from a running loop."""
+        for sentinel in self._sentinels:
+            sentinel.start()
+        self._watch.start(self._watch_for_ever(), "redis-sentinel")
+        super().start()
+
+    async def aclose(self) -> None:
+        """Stop the owner and the watch; calls that still wait fail, and so do later ones."""
+        await self._watch.aclose()
+        await super().aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+    async def _watch_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                master = await self._resolve()
+            except StoreUnavailable:
+                continue
+            if self._connection is not None and master != self._master:
+                await self._drop_connection()  # what is on its way fails and is repeated by its caller
 
     async def _connect(self) -> None:
-        master = await self._resolve()
+        master = self._master = await self._resolve()
         self._pool = connection_pool(self._servers.masters.url(master, self._servers.database), self._timeout_s)
         await super()._connect()
         async with asyncio.timeout(self._timeout_s):
@@ -37,23 +69,24 @@ class SentinelOwner(RedisOwner):
 
     async def _check_role(self) -> None:
         """A Sentinel that is behind names a server that has been demoted: reads from it would be old."""
-        assert self._connection is not None
-        await self._connection.send_command("ROLE", check_health=False)
+        connection = self._connection
+        if connection is None:
+            raise StoreUnavailable("The master has changed meanwhile.")
+        await connection.send_command("ROLE", check_health=False)
         try:
-            role = await self._connection.read_response(disable_decoding=True, timeout=math.inf)
+            role = await connection.read_response(disable_decoding=True, timeout=math.inf)
         except NoPermissionError:
             return  # READONLY tells the same with the first write
         if role[0] != b"master":
             raise StoreUnavailable(f"The server that the Sentinels call {self._servers.name} is no master.")
 
     async def _resolve(self) -> Address:
-        addresses = self._servers.sentinels.addresses
         answers: list[_Answer] = []
         reasons: list[str] = []
         asking = TaskOwner()
         try:
-            waiting = {asking.start(self._ask(address), f"sentinel {address}") for address in addresses}
-            while waiting and len(answers) * 2 <= len(addresses):
+            waiting = {asking.start(self._ask(sentinel), "ask-sentinel") for sentinel in self._sentinels}
+            while waiting and len(answers) * 2 <= len(self._sentinels):
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     answer = task.result()
@@ -66,14 +99,13 @@ class SentinelOwner(RedisOwner):
             )
         return max(answers, key=lambda answer: answer.epoch).address
 
-    async def _ask(self, sentinel: Address) -> _Answer | str:
+    async def _ask(self, sentinel: RedisOwner) -> _Answer | str:
         """The master as one Sentinel sees it, or why it names none."""
-        url = self._servers.sentinels.url(sentinel)
         try:
-            flat = await ask(url, "SENTINEL", "MASTER", self._servers.name, timeout_s=self._timeout_s)
+            flat = await sentinel.call("SENTINEL", "MASTER", self._servers.name)
         except (StoreUnavailable, ResponseError) as error:
             return str(error)
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if {b"s_down", b"o_down"} & set(fields[b"flags"].split(b",")):
-            return f"{sentinel} says that it is down"
+            return f"{sentinel.address} says that it is down"
         return _Answer(int(fields[b"config-epoch"]), Address(fields[b"ip"].decode(), int(fields[b"port"])))

@@ -2,9 +2,9 @@
 -- Near the end of the balance a stream gets less: its share of half of it, but at least what takes it to `need`,
 -- the hold without which it cannot go on. Where even that is not there nothing is taken, and others may have it.
 -- `tokens` is the total so far: what goes beyond the estimate of the admission is taken from the token limits now,
--- which may go into debt. `stored` is empty, or what re-creates a record that Redis has lost.
+-- which may go into debt; below it the buckets are left out. `stored` is empty, or what re-creates a record that Redis has lost.
 -- KEYS: wallet record leases revision ledger windows* buckets* slots*
--- ARGV: sid request nonce used need target believed lease_ms seen tokens stored limits*
+-- ARGV: sid request nonce used need target believed lease_ms seen tokens stored limits
 -- returns {code, held, available, revision, used_permille, used_index, debt_ms}
 --   1 done (held may be below target)   20 lost writes are being told again: only what was believed is held
 --  -1 no wallet   -6 suspended   -8 below need, but leases have run out: reap, then retry
@@ -25,14 +25,15 @@ local fresh, held, taken = not r[1], num(r[2]), num(r[4])
 if fresh and ARGV[11] == '' then return {-11, 0, available, known, 0, 0, 0} end
 if r[1] and r[1] ~= 'open' then return {-10, held, available, known, 0, 0, 0} end
 
-local windows, buckets, slots = limits_read(12, 6)
+local windows, buckets, slots = limits_read(6)
 local room, share, share_index = math.max(available, 0), granted > 0 and (granted - available) / granted or 0, 0
 for i, x in ipairs(windows) do
   if x[5] == 2 then
-    local sum, of_all = window_read(x)
+    window_read(x)
+    local taken_of_it = x.sum + x.held
     if x[6] == 0 then
-      room = math.min(room, math.max(x[1] - sum - of_all, 0))
-      if (sum + of_all) / x[1] > share then share, share_index = (sum + of_all) / x[1], i end
+      room = math.min(room, math.max(x[1] - taken_of_it, 0))
+      if taken_of_it / x[1] > share then share, share_index = taken_of_it / x[1], i end
     end
   end
 end
@@ -60,20 +61,22 @@ end
 redis.call('ZADD', L, lease_end, sid)
 for _, x in ipairs(windows) do
   local change = x[5] == 2 and grow or (x[5] == 1 and more or (fresh and 1 or 0))
-  if change ~= 0 then window_write(x, change, 0) end
-end
-for _, b in ipairs(buckets) do
-  if b[4] == 1 and more > 0 then
-    local level, full = bucket_read(b)
-    level = math.max(level - more * b[2], -full)
-    bucket_write(b, level, full)
-    if level < 0 and b[5] == 0 then debt_ms = math.max(debt_ms, math.ceil(-level / b[1])) end
+  if change ~= 0 then
+    if x[5] ~= 2 then window_read(x) end
+    window_write(x, change, 0)
+    if fresh then window_keep(x) end
   end
 end
-for _, s in ipairs(slots) do
-  redis.call('ZADD', s.key, lease_end, sid)
-  redis.call('PEXPIRE', s.key, int(2 * lease))
+if more > 0 then
+  buckets_read(buckets)
+  for _, b in ipairs(buckets) do
+    if b[4] == 1 then
+      bucket_write(b, b.level - more * b[2])
+      if b.level < 0 and b[5] == 0 then debt_ms = math.max(debt_ms, math.ceil(-b.level / b[1])) end
+    end
+  end
 end
+for _, s in ipairs(slots) do redis.call('ZADD', s.key, lease_end, sid) end
 local code = w[4] and -6 or (recovering and 20 or 1)
 held, available = held + grow, available - grow
 if code == 1 and held < need and redis.call('ZCOUNT', L, '-inf', int(now)) > 0 then code = -8 end

@@ -1,6 +1,6 @@
 -- Finish a stream whose lease ran out: post what it was known to have used (or its hold), give back the rest.
 -- KEYS: wallet record leases revision ledger windows* buckets* slots*
--- ARGV: sid grace_ms retention_ms ledger_keep_ms charge_held limits*
+-- ARGV: sid grace_ms retention_ms ledger_keep_ms charge_held limits
 -- returns {code, posted}
 --   1 reaped   0 its lease has not run out, or it is finished   -1 no wallet   -20 lost writes are being told again
 -- time: TIME of the server
@@ -13,7 +13,7 @@ if now < num(w[2]) then return {-20, 0} end
 local lease_end = redis.call('ZSCORE', L, sid)
 if not lease_end or tonumber(lease_end) + grace > now then return {0, 0} end
 local r = redis.call('HMGET', R, 'st', 'h', 'u', 'm', 'n')
-local windows, _, slots = limits_read(6, 6)
+local windows, _, slots = limits_read(6)
 if r[1] ~= 'open' then
   redis.call('ZREM', L, sid)
   return {0, 0}

@@ -2,7 +2,7 @@
 -- The hold is what the stream may spend before it asks again: `most` where the balance is ample. Near its end a stream
 -- gets an equal share of half of it among the open streams (where `fair` is 1), but at least `least`.
 -- KEYS: wallet record leases revision ledger windows* buckets* slots*
--- ARGV: sid request nonce least most fair lease_ms seen tokens facts stored limits*
+-- ARGV: sid request nonce least most fair lease_ms seen tokens facts stored limits
 -- returns {code, index, retry_after_ms, held, available, revision, used_permille, used_index, {shadowed}, {left}}
 --   index, used_index and shadowed count windows, then buckets, then slots, from 1; used_index 0 is the balance
 --   left: what each bucket still has, in its unit
@@ -41,7 +41,7 @@ local recovering = fence(W, V, G, known, seen, num(w[5]))
 if now < recovering then return answer(-20, 0, recovering - now) end
 if w[4] then return answer(-6) end
 
-local windows, buckets, slots = limits_read(12, 6)
+local windows, buckets, slots = limits_read(6)
 local dead
 local function refuse(code, index, retry_ms)
   dead = dead or redis.call('ZCOUNT', L, '-inf', int(now))
@@ -52,7 +52,8 @@ if least > available then return refuse(-2) end
 local room, shadowed = available, {}
 local used, used_index = granted > 0 and (granted - available) / granted or 0, 0
 for i, x in ipairs(windows) do
-  local sum, held = window_read(x)
+  window_read(x)
+  local sum, held = x.sum, x.held
   local amount = x[5] == 2 and least or (x[5] == 1 and tokens or 1)
   x.left = x[1] - sum - held
   if amount <= x.left then
@@ -75,18 +76,18 @@ for i, x in ipairs(windows) do
     return refuse(-3, i, retry_ms)
   end
 end
+buckets_read(buckets)
 for i, b in ipairs(buckets) do
   local cost = b[4] == 1 and tokens or 1
-  local level, full = bucket_read(b)
-  b.level, b.full, b.need = level, full, cost * b[2]
-  if b.need > level then
+  b.need = cost * b[2]
+  if b.need > b.level then
     if b[5] == 1 then b.need, shadowed[#shadowed + 1] = 0, #windows + i
     elseif cost > b[3] then return answer(-7, #windows + i)
-    else return answer(-4, #windows + i, math.ceil((b.need - level) / b[1])) end
+    else return answer(-4, #windows + i, math.ceil((b.need - b.level) / b[1])) end
   end
 end
 for i, s in ipairs(slots) do
-  if redis.call('ZCOUNT', s.key, '(' .. int(now), '+inf') >= s[1] then
+  if slots_taken(s) >= s[1] then
     if s[2] == 0 then return answer(-5, #windows + #buckets + i) end
     shadowed[#shadowed + 1] = #windows + #buckets + i
   end
@@ -103,15 +104,17 @@ redis.call('HSET', R, 'st', 'open', 'rq', request, 'no', nonce, 'h', int(hold), 
   't0', int(now), 'm', ARGV[10], 'lim', ARGV[11])
 if r[1] then redis.call('PERSIST', R) end
 redis.call('ZADD', L, lease_end, sid)
-for _, x in ipairs(windows) do window_write(x, x[5] == 2 and hold or (x[5] == 1 and tokens or 1), 0) end
+for _, x in ipairs(windows) do
+  window_write(x, x[5] == 2 and hold or (x[5] == 1 and tokens or 1), 0)
+  window_keep(x)
+end
 local left = {}
 for i, b in ipairs(buckets) do
-  if b.need > 0 then bucket_write(b, b.level - b.need, b.full) end
-  left[i] = math.floor((b.level - b.need) / b[2])
+  if b.need > 0 then bucket_write(b, b.level - b.need) end
+  left[i] = math.floor(b.level / b[2])
 end
 for _, s in ipairs(slots) do
-  redis.call('ZREMRANGEBYSCORE', s.key, '-inf', int(now))
   redis.call('ZADD', s.key, lease_end, sid)
-  redis.call('PEXPIRE', s.key, int(2 * lease))
+  redis.call('PEXPIRE', s.key, LONGEST_STREAM_MS)
 end
 return {1, 0, 0, hold, available - hold, advance(V, known, seen), math.floor(used * 1000), used_index, shadowed, left}

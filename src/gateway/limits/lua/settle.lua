@@ -3,7 +3,7 @@
 -- The estimates that its limits were charged with become the true figures. The usage record travels in the ledger
 -- row, so that a charge and its record exist together or not at all.
 -- KEYS: wallet record leases revision ledger windows* buckets* slots*
--- ARGV: sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen tokens refund usage limits*
+-- ARGV: sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen tokens refund usage limits
 -- returns {code, charged, absorbed, revision}
 --   1 posted   2 posted before   3 late correction of a reaped stream   4 posted without a record (it was lost)
 --  -1 no wallet   -9 older than the retention: not posted
@@ -32,10 +32,9 @@ local beyond = math.max(actual - held - posted, 0)
 local absorbed = beyond - math.min(beyond, available)
 local charge = actual - absorbed
 local delta = charge - posted
-local windows, buckets, slots = limits_read(13, 6)
+local windows, buckets, slots = limits_read(6)
 
-redis.call('HINCRBY', W, 'h', int(-held))
-redis.call('HINCRBY', W, 's', int(delta))
+redis.call('HSET', W, 'h', int(num(w[3]) - held), 's', int(num(w[2]) + delta))
 if absorbed > 0 then redis.call('HINCRBY', W, 'o', int(absorbed)) end
 -- What each unit (requests, tokens, money) had been held or, after a reap, posted for this stream.
 local before = {[0] = 1, [1] = taken, [2] = code == 1 and held or posted}
@@ -47,11 +46,11 @@ for _, x in ipairs(windows) do
   elseif code == 3 then window_write(x, 0, after[unit] - before[unit])
   else window_write(x, 0, after[unit]) end
 end
-for _, b in ipairs(buckets) do
-  local change = after[b[4]] - before[b[4]]
-  if change ~= 0 and code ~= 4 then
-    local level, full = bucket_read(b)
-    bucket_write(b, math.max(math.min(full, level - change * b[2]), -full), full)
+if code ~= 4 then
+  buckets_read(buckets)
+  for _, b in ipairs(buckets) do
+    local change = after[b[4]] - before[b[4]]
+    if change ~= 0 then bucket_write(b, b.level - change * b[2]) end
   end
 end
 for _, s in ipairs(slots) do redis.call('ZREM', s.key, sid) end

@@ -29,6 +29,7 @@ from gateway.ledger import Ledger, Streams
 from gateway.limits.accounts import Accounts
 from gateway.limits.admission import Admission
 from gateway.limits.checks import UnfitRedis, check_redis
+from gateway.limits.alone import Alone
 from gateway.limits.connect import open_redis
 from gateway.limits.journal import Journal
 from gateway.limits.reaper import Reaper
@@ -157,7 +158,8 @@ class Gateway:
         if recovered:
             _log.info("journal_recovered", streams=recovered)
         self.telemetry.unsettled.set_function(lambda: settlements.pending)
-        policy = HoldPolicy(slice_s=holds.slice_s, lease_s=holds.lease_s)
+        keeps_money = self.config.credits == "on"
+        policy = HoldPolicy(slice_s=holds.slice_s, lease_s=holds.lease_s, keeps_money=keeps_money)
         reaper = Reaper(scripts, retention, grace_s=policy.grace_s, charge_held=holds.reap_charge == "held")
         books = Books(scripts=scripts, journal=journal, settlements=settlements, policy=policy, reaper=reaper)
         scripts.on_rollback = books.say_again
@@ -179,7 +181,7 @@ class Gateway:
         books.settlements.on_posted = on_posted
         entrance = Entrance(
             router(self.config, transport),
-            Admission(books),
+            Admission(books, self._alone(watch)),
             watch.entitlements,
             Rulebook(capacities(self.config)),
             tokens.counter,
@@ -193,6 +195,12 @@ class Gateway:
             observe_latency=watch.latency.observe,
             patience=Patience(commit_s=server.commit_s, heartbeat_s=server.heartbeat_s, send_s=server.send_timeout_s),
         )
+
+    def _alone(self, watch: Watch) -> Alone | None:
+        """What decides about rates while Redis is away; nothing where there is money to lose."""
+        if self.config.credits == "on" or self.config.redis_away == "closed":
+            return None
+        return Alone(lambda: watch.gauges.replicas)
 
     def _load(self) -> tuple[int, int]:
         """Streams that run here, and how many this process is meant for."""

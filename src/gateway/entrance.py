@@ -15,6 +15,7 @@ from gateway.canonical.request import Request
 from gateway.entitlements import Entitlement, Entitlements, check_features
 from gateway.limits.admission import Admission, Ask
 from gateway.limits.allowances import Allowances, Bucket
+from gateway.limits.refusals import label_of
 from gateway.limits.reservation import Reservation
 from gateway.limits.scripts import HoldRange
 from gateway.limits.tiers import Limits, Party, Rulebook, Tier, with_prompt_limit
@@ -149,7 +150,7 @@ class Entrance:
         if not reservation.shadowed:
             return (), ""
         limits = [allowances.at(index) for index in reservation.shadowed]
-        names = tuple(limit.name for limit in limits if not limit.name.startswith(f"{_PROMPT}."))
+        names = tuple(label_of(limit) for limit in limits if not limit.name.startswith(f"{_PROMPT}."))
         if not any(isinstance(limit, Bucket) and limit.name.startswith(f"{_PROMPT}.") for limit in limits):
             return names, ""
         action = tier.flow.identical_action

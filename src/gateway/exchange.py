@@ -476,6 +476,9 @@ class Exchange:
         )
         self._services.telemetry.exchange_ended(self._caller, record, first_event_s)
         self._services.statistics.ended(self._caller.account, record)
+        if record.reported_output and not record.estimated:
+            seen = record.reported_output - record.reasoning_tokens
+            self._services.statistics.drift(record.target, meter.output, seen)
 
     def _course(self, ending: Ending) -> Course:
         """How far it came; a whole answer is sent at the end or not at all."""

@@ -117,9 +117,11 @@ class Statistics:
             self._add_to_variant(variant, {"requests": 1, "refused": 1})
 
     def absorbed(self, account: str, microusd: int) -> None:
-        """The account could not cover this much of a cost."""
+        """The account could not cover this much of a cost: it was not spent by the account after all."""
         if microusd:
             self._tallies.add(self._stat_now(), "absorbed", microusd, ttl_s=_STAT_TTL_S)
+            day = int(self._clock()) // _DAY_S
+            self._tallies.add(keys.history(account), f"{day}:spent", -microusd, ttl_s=_HISTORY_TTL_S)
 
     def drift(self, target: str, counted: int, reported: int) -> None:
         """Output tokens of one answer by our count and by the provider's."""

@@ -98,12 +98,14 @@ _request_lines = _Lines()
 class _TargetMetrics:
     """The series of one target and outcome, looked up once."""
 
-    __slots__ = ("cost", "first_token", "input", "output", "requests")
+    __slots__ = ("cost", "counted", "first_token", "input", "output", "reported", "requests")
 
     def __init__(self, metrics: "Telemetry", target: str, outcome: str) -> None:
         self.requests = metrics.requests.labels(target, outcome)
         self.input = metrics.tokens.labels(target, "input")
         self.output = metrics.tokens.labels(target, "output")
+        self.counted = metrics.drift.labels(target, "counted")
+        self.reported = metrics.drift.labels(target, "reported")
         self.cost = metrics.cost.labels(target)
         self.first_token = metrics.first_token.labels(target)
 
@@ -127,6 +129,21 @@ class Telemetry:
         )
         self.in_flight = Gauge("gateway_streams_in_flight", "Requests running now.", registry=self.registry)
         self.tokens = Counter("gateway_tokens", "Tokens billed.", ("target", "direction"), registry=self.registry)
+        self.drift = Counter(
+            "gateway_output_tokens",
+            "Output tokens of whole answers by our count and by the provider's, reasoning it did not send left out.",
+            ("target", "by"),
+            registry=self.registry,
+        )
+        self.shadow_refusals = Counter(
+            "gateway_shadow_refusals",
+            "Requests that a limit in shadow mode would have refused.",
+            ("limit",),
+            registry=self.registry,
+        )
+        self.abuse = Counter(
+            "gateway_abuse", "Requests in which abuse was found, by kind.", ("kind",), registry=self.registry
+        )
         self.cost = Counter("gateway_cost_microusd", "Cost of requests, in µ$.", ("target",), registry=self.registry)
         self.absorbed = Counter(
             "gateway_absorbed_microusd", "Cost that no account could cover, in µ$.", registry=self.registry
@@ -158,6 +175,13 @@ class Telemetry:
         series.input.inc(record.input_tokens)
         series.output.inc(record.output_tokens)
         series.cost.inc(record.cost)
+        if record.reported_output and not record.estimated:
+            series.counted.inc(record.counted_output)
+            series.reported.inc(record.reported_output - record.reasoning_tokens)
+        for limit in record.shadowed:
+            self.shadow_refusals.labels(limit).inc()
+        if record.abuse:
+            self.abuse.labels(record.abuse).inc()
         if first_event_s is not None:
             series.first_token.observe(first_event_s)
         self._lines.write(

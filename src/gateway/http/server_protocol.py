@@ -168,7 +168,7 @@ class GuardedProtocol(HttpToolsProtocol):
             # A trailer must not become a header of a request that is being read; and of two names that differ in an
             # underscore, what stands behind us might make one.
             super().on_header(name, value)
-            self._hosts += self.headers[-1][0] == b"host"
+            self._hosts += len(name) == 4 and name.lower() == b"host"
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()

@@ -11,8 +11,9 @@ from functools import partial
 
 import msgspec
 
-from gateway.canonical.errors import ServiceUnavailable
+from gateway.canonical.errors import LimitExceeded, ServiceUnavailable
 from gateway.limits import keys
+from gateway.limits.alone import Alone
 from gateway.limits.journal import JournalFull
 from gateway.limits.redis import StoreUnavailable, retrying
 from gateway.limits.refusals import refusal, share_refusal
@@ -25,6 +26,8 @@ _ADMITTED = (1, 2)
 _DEAD_HOLDS, _RECOVERING = -8, -20
 _RESERVE_BUDGET_S = 2.0
 _RECOVERY_BUDGET_S = 3.0
+# Where this gateway may decide alone there is no point in waiting for Redis to come back.
+_IMPATIENT_BUDGET_S = 0.3
 _CAP_BUDGET_S = 1.0
 
 
@@ -50,8 +53,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 class Admission:
     """Decides which requests start, and gives each that does its ``Reservation``."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, alone: Alone | None = None) -> None:
+        """``alone`` decides while Redis is away, where no money is at stake."""
         self._books = books
+        self._alone = alone
+        self._budget_s = _RESERVE_BUDGET_S if alone is None else _IMPATIENT_BUDGET_S
         self._scripts: Scripts = books.scripts
         self._policy = books.policy
         self._nonces = itertools.count(int.from_bytes(os.urandom(8), "big") >> 1)
@@ -75,6 +81,8 @@ class Admission:
             if reply.code not in _ADMITTED:
                 raise refusal(reply, ask.limits.own, ask.hold.least)
         except StoreUnavailable:
+            if self._alone is not None:
+                return self._admit_alone(self._alone, stream, slot, ask)
             self._withdraw(stream, slot, ask, shares)
             raise ServiceUnavailable(
                 "Credits cannot be checked at the moment; nothing was charged. Try again shortly.", retry_after_s=1
@@ -90,6 +98,18 @@ class Admission:
         reservation = Reservation(self._books, stream, reply, slot=slot, leased_at=leased_at)
         reservation.grow_by(ask.hold.most - ask.hold.least, tokens=ask.tokens)
         reservation.shares = shares
+        return reservation
+
+    def _admit_alone(self, alone: Alone, stream: Stream, slot: int, ask: Ask) -> Reservation:
+        """Redis is away and no money is at stake: this gateway's own share of the limits decides."""
+        try:
+            alone.take(ask.limits.own, ask.tokens)
+        except LimitExceeded:
+            self._books.journal.free(slot)
+            raise
+        reply = ReserveReply(1, 0, 0, 0, 0, 0, 0, 0, [], [])
+        reservation = Reservation(self._books, stream, reply, slot=slot, leased_at=time.monotonic())
+        reservation.on_settled = lambda: alone.give_back(ask.limits.own)
         return reservation
 
     def _stream(self, ask: Ask) -> Stream:
@@ -141,14 +161,14 @@ class Admission:
 
     async def _ask_redis(self, stream: Stream, ask: Ask, calls: "_Calls") -> ReserveReply:
         self._announce(ask.account)
-        reply = await retrying(lambda: self._reserve_once(stream, ask, calls), _RESERVE_BUDGET_S)
+        reply = await retrying(lambda: self._reserve_once(stream, ask, calls), self._budget_s)
         if reply.code == _DEAD_HOLDS:
             await self._books.reaper.reap(ask.account, has_grace=False)
-            reply = await retrying(lambda: self._reserve_once(stream, ask, calls), _RESERVE_BUDGET_S)
+            reply = await retrying(lambda: self._reserve_once(stream, ask, calls), self._budget_s)
         until = time.monotonic() + _RECOVERY_BUDGET_S
         while reply.code == _RECOVERING and time.monotonic() < until:
             await asyncio.sleep(min(reply.retry_after_ms / 1000 + 0.01, 0.5))
-            reply = await retrying(lambda: self._reserve_once(stream, ask, calls), _RESERVE_BUDGET_S)
+            reply = await retrying(lambda: self._reserve_once(stream, ask, calls), self._budget_s)
         return reply
 
     async def _reserve_once(self, stream: Stream, ask: Ask, calls: "_Calls") -> ReserveReply:

@@ -155,6 +155,8 @@ class Gauges:
         self._peers: dict[str, _Peer] = {}
         self._shared: Shared | None = None
         self._is_alone = True
+        # How many gateways there were when Redis was last heard.
+        self.replicas = 1
 
     @property
     def factor(self) -> float:
@@ -204,6 +206,7 @@ class Gauges:
             elif abs(age_ms) > _SWEEP_MS:
                 dead.append(id_)
         self._peers = peers
+        self.replicas = len({*peers, self._id})
         if dead:
             await self._redis.call("HDEL", keys.GAUGES, *dead)
 

@@ -75,6 +75,12 @@ def limit_error(limit: Window | Bucket | Slots, retry_after_ms: int, *, is_hopel
     return error
 
 
+def label_of(limit: Window | Bucket | Slots) -> str:
+    """A limit's scope and what it counts, such as ``key.tokens``: a name from a bounded set, for metrics and records."""
+    unit = "streams" if isinstance(limit, Slots) else _UNITS[limit.unit]
+    return f"{limit.name.partition('.')[0]}.{unit}"
+
+
 def _span(window: Window) -> str:
     width, parts, following = window.bounds
     if following:

@@ -7,7 +7,9 @@ forwards nothing more.
 """
 
 import asyncio
+import math
 import time
+from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
@@ -40,13 +42,15 @@ class HoldPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     A slice covers ``slice_s`` of the stream's own rate. A lease is renewed every ``lease_s / 3`` and trusted
     ``margin_s`` less than Redis grants it. ``extend_budget_s`` bounds how long a stream waits for Redis when its hold
-    is used up."""
+    is used up. Without ``keeps_money`` nothing is held, and no stream depends on its lease.
+    """
 
     slice_s: float = 4.0
     lease_s: float = 9.0
     margin_s: float = 1.0
     grace_s: float = 1.0
     extend_budget_s: float = 2.0
+    keeps_money: bool = True
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +87,7 @@ class Reservation:
         self.debt_ms = 0
         self.is_settled = False
         self.shares: tuple[Share, ...] = ()
+        self.on_settled: Callable[[], None] | None = None
         self._books = books
         self._policy = books.policy
         self._slot = slot
@@ -101,7 +106,9 @@ class Reservation:
         self.tokens = self.tokens_taken = tokens
 
     def _renewed(self, leased_at: float) -> None:
-        self._lease_deadline = leased_at + self._policy.lease_s - self._policy.margin_s
+        self._lease_deadline = math.inf
+        if self._policy.keeps_money:
+            self._lease_deadline = leased_at + self._policy.lease_s - self._policy.margin_s
         self._beat_at = leased_at + self._policy.lease_s / 3
 
     def covers(self, cost: int) -> bool:
@@ -207,7 +214,8 @@ class Reservation:
             return
         if reply.code in (_DONE, _RECOVERING, _DEAD_HOLDS, _SUSPENDED):
             self._take_in(reply, asked_at)
-        self._shortfall = _SHORTFALLS.get(reply.code)
+        if self._policy.keeps_money or reply.code == _SUSPENDED:
+            self._shortfall = _SHORTFALLS.get(reply.code)
 
     def _take_in(self, reply: ExtendReply, asked_at: float) -> None:
         self.held = reply.held
@@ -226,6 +234,8 @@ class Reservation:
             return
         self.is_settled = True
         self._lease_deadline = 0.0
+        if self.on_settled is not None:
+            self.on_settled()
         mine = self._books.open.get(self.stream.account)
         if mine is not None:
             mine.discard(self)

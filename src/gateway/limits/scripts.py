@@ -47,8 +47,7 @@ _EXTEND = _load(
 _SETTLE = _load(
     "settle",
     key_names=_STREAM_KEYS,
-    arg_names="sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen"
-    " tokens refund usage limits",
+    arg_names="sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen tokens refund usage limits",
 )
 _REAP = _load("reap", key_names=_STREAM_KEYS, arg_names="sid grace_ms retention_ms ledger_keep_ms charge_held limits")
 _GRANT = _load("grant", key_names="wallet grants ledger", arg_names="grant_id amount")

@@ -238,10 +238,26 @@ def _methods(path: str, method: str) -> Callable[[str], bytes]:
     return lambda key: post(path, key, GOOD[path]).replace(b"POST", method.encode(), 1)
 
 
+IDEMPOTENCY_KEYS = {
+    "empty-idempotency-key": ["Idempotency-Key: "],
+    "idempotency-key-of-5-kB": ["Idempotency-Key: " + "k" * 5000],
+    "idempotency-key-of-two-words": ["Idempotency-Key: a b"],
+    "idempotency-key-beyond-ascii": ["Idempotency-Key: \xe4"],
+    "two-idempotency-keys": ["Idempotency-Key: a", "Idempotency-Key: b"],
+}
+
+
+def _endless_extension(key: str) -> bytes:
+    body = b"1;x=" + b"a" * 1_000_000 + b"\r\nx\r\n0\r\n\r\n"
+    headers = (f"Authorization: Bearer {key}", JSON, "Transfer-Encoding: chunked")
+    return request(f"POST {CHAT} HTTP/1.1", *headers, body=body)
+
+
 def _heads(path: str) -> list[tuple[str, Expected, Callable[[str], bytes]]]:
     zipped = gzip.compress(GOOD[path])
     line = f"POST {path} HTTP/1.1"
     twice = Expected(400, "invalid_request")
+    no_key = Expected(400, "invalid_value", "idempotency-key")
     return [
         ("17-no-content-type", MEDIA_TYPE, _typed(path)),
         ("17-text-plain", MEDIA_TYPE, _typed(path, "Content-Type: text/plain")),
@@ -255,6 +271,10 @@ def _heads(path: str) -> list[tuple[str, Expected, Callable[[str], bytes]]]:
         ("28-two-credentials", twice, lambda key: post(path, key, GOOD[path], f"Authorization: Bearer {key}")),
         ("28-another-credential", twice, lambda key: post(path, "x", GOOD[path], f"Authorization: Bearer {key}")),
         *(
+            (f"43-{name}", no_key, lambda key, values=values: post(path, key, GOOD[path], *values))
+            for name, values in IDEMPOTENCY_KEYS.items()
+        ),
+        *(
             (f"35-{method.lower()}", Expected(405, "method_not_allowed"), _methods(path, method))
             for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS")
         ),
@@ -266,6 +286,7 @@ REFUSED_HEADS: list[tuple[str, str, Expected, Callable[[str], bytes]]] = [
     for protocol, path in PROTOCOLS.items()
     for name, expected, build in _heads(path)
 ]
+REFUSED_HEADS.append(("31-chunk-extension-of-1-MB", CHAT, Expected(400, "invalid_request"), _endless_extension))
 
 _POST = f"POST {CHAT} HTTP/1.1"
 _GET = "GET /healthz HTTP/1.1"
@@ -289,11 +310,6 @@ REFUSED_FRAMES: list[tuple[str, int, bytes]] = [
     ("30-header-of-1-MB", 431, request(_GET, "X-Long: " + "a" * 1_000_000)),
     ("30-header-of-70-kB", 431, request(_GET, "X-Long: " + "a" * 70_000)),
     ("30-20000-headers", 431, request(_GET, *["X: y"] * 20_000)),
-    (
-        "31-chunk-extension-of-1-MB",
-        400,
-        request(_POST, _CHUNKED, body=b"1;x=" + b"a" * 1_000_000 + b"\r\nx\r\n0\r\n\r\n"),
-    ),
     ("33-path-of-1-MB", 414, request(f"GET /{'a' * 1_000_000} HTTP/1.1")),
     ("34-http-0.9", 400, b"GET /healthz\r\n\r\n"),
     ("34-http-2-preface", 400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),

@@ -335,7 +335,7 @@ async def test_two_credentials_are_none(stage: Stage, target: str) -> None:
         method = "POST" if target == CHAT else "GET"
         credential = f"Authorization: Bearer {stage.key}"
         await connection.send(request(f"{method} {target} HTTP/1.1", credential, credential, "Content-Length: 0"))
-        assert_refused(await connection.answer(), 401)
+        assert_refused(await connection.answer(), 400, code="invalid_request")
 
 
 async def test_the_gateway_still_serves_and_nothing_was_charged(stage: Stage) -> None:

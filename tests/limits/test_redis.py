@@ -12,9 +12,8 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.limits import keys
-from gateway.limits.checks import UnfitRedis, check_redis
+from gateway.limits.allowances import Allowances, Bucket, Slots
 from gateway.limits.redis import RedisOwner, StoreUnavailable, retrying
-from gateway.limits.scripts import Allowances, Bucket, Slots
 from tests.harness import RedisServer
 
 if TYPE_CHECKING:
@@ -135,7 +134,9 @@ OOM: dict[str, Callable[[Teller], Awaitable[Any]]] = {
 @pytest.mark.parametrize("script", OOM)
 @pytest.mark.parametrize("is_known", [True, False], ids=["script known", "script unknown"])
 async def test_where_memory_is_full_a_script_does_all_or_nothing(teller: Teller, script: str, is_known: bool) -> None:
-    teller.allowances = Allowances((Bucket("b", 5, 86_400_000, 5),), (Slots("streams", 5),))
+    teller.allowances = Allowances(
+        keys.limits_of("acme"), buckets=[Bucket("b", 5, 86_400_000, 5)], slots=[Slots("streams", 5)]
+    )
     await teller.grant(1000)
     await teller.reserve("s", 100)
     await teller.reserve("dead", 100)
@@ -161,8 +162,6 @@ async def test_a_redis_that_may_not_write_is_unavailable(teller: Teller) -> None
             await teller.reserve("s")
         with pytest.raises(StoreUnavailable):
             await teller.redis.call("SET", "a", "b")
-        with pytest.raises(UnfitRedis, match="replica"):
-            await check_redis(teller.redis)
     finally:
         teller.store.replicaof("NO", "ONE")
     assert (await teller.reserve("s")).code == 1
@@ -273,45 +272,16 @@ async def test_retrying_ends_with_its_budget() -> None:
     assert attempts > 1
 
 
-class TestStartUpCheck:
-    async def test_a_good_redis_passes(self, redis: RedisOwner) -> None:
-        await check_redis(redis)
-
-    async def test_a_redis_that_may_evict_money_does_not(self, redis: RedisOwner, store: Redis) -> None:
-        store.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            await check_redis(redis)
-            store.config_set("maxmemory", 10**9)
-            with pytest.raises(UnfitRedis, match="evict"):
-                await check_redis(redis)
-        finally:
-            store.config_set("maxmemory", 0)
-            store.config_set("maxmemory-policy", "noeviction")
-
-    @pytest.mark.parametrize(
-        ("info", "is_fit"),
-        [("5.0.14", False), ("6.0.16", False), ("6.2.0", True), ("7.2.4", True), ("10.0.1", True)],
-    )
-    async def test_versions_are_compared_as_numbers(self, info: str, is_fit: bool) -> None:
-        class Answers:
-            async def call(self, *_: str) -> bytes:
-                return f"# Server\r\nredis_version:{info}\r\nrole:master\r\naof_enabled:1\r\n".encode()
-
-        if is_fit:
-            await check_redis(Answers())  # type: ignore[arg-type]
-        else:
-            with pytest.raises(UnfitRedis, match="too old"):
-                await check_redis(Answers())  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("name", ["acme", "a", "0-_", "a" * 64])
 def test_keys_of_one_account_share_its_tag(name: str) -> None:
     assert keys.ACCOUNT_NAME.fullmatch(name)
+    owner = keys.limits_of(name)
     made = (
         *(key(name) for key in (keys.account, keys.wallet, keys.leases, keys.ledger, keys.grants, keys.account_keys)),
-        *(keys.record(name, "s"), keys.bucket(name, "b"), keys.slots(name, "c")),
+        *(keys.record(name, "s"), keys.revision(name, "g"), keys.history(name)),
+        *(limit("l") for limit in (owner.window, owner.bucket, owner.slots)),
     )
-    assert len(set(made)) == 9
+    assert len(set(made)) == len(made)
     assert all(key.startswith(f"cr:{{{name}}}:") for key in made)
 
 

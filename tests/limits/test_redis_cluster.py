@@ -12,6 +12,7 @@ from gateway.limits.cluster import RedisCluster, key_of, slot_of
 from gateway.limits.connect import open_redis
 from gateway.limits.redis import LuaSource, Redis, RedisOwner, StoreUnavailable, retrying
 from tests.limits.conftest import BINARIES
+from tests.limits.test_checks import ACL_COMMANDS, ACL_FORMS, ACL_KEYS
 from tests.redis_cluster import Cluster, wait_until
 
 # Three accounts of which each has another master.
@@ -264,3 +265,26 @@ async def test_one_server_of_a_cluster_is_no_redis_of_its_own(cluster: Cluster) 
         assert isinstance(redis, RedisOwner)
         with pytest.raises(UnfitRedis, match=r"redis\+cluster"):
             await check_redis(redis)
+
+
+async def test_a_user_with_the_least_rights_is_enough_even_while_a_slot_moves(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        rule = f"{ACL_KEYS} {ACL_COMMANDS} {ACL_FORMS}".split()
+        node.ask("ACL", "SETUSER", "gateway", "reset", "on", ">pw", *rule)
+    source = cluster.master_of(wallet("acme"))
+    target = next(node for node in cluster.nodes if node is not source)
+    try:
+        async with opened(cluster.url.replace("://", "://gateway:pw@")) as redis:
+            await redis.call("HSET", wallet("acme"), "s", 1)
+            cluster.begin_move(wallet("acme"), target)
+            assert await redis.call("HGET", wallet("acme"), "s") == b"1"
+            assert await redis.call("HSET", ledger("acme"), "s", 1) == 1  # by ASK
+            cluster.end_move(wallet("acme"), source, target)
+            assert await retrying(lambda: redis.call("HINCRBY", wallet("acme"), "s", 1), BUDGET_S) == 2  # by MOVED
+            await check_redis(redis)
+    finally:
+        wait_until(lambda: cluster.master_of(wallet("acme")) is target, "the others did not hear of it")
+        cluster.end_move(wallet("acme"), cluster.begin_move(wallet("acme"), source), source)
+        wait_until(lambda: cluster.master_of(wallet("acme")) is source, "the others did not hear of it")
+        for node in cluster.nodes:
+            node.ask("ACL", "DELUSER", "gateway")

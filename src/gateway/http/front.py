@@ -26,7 +26,8 @@ REFUSAL = "gateway.refusal"
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _EXPOSED = (
-    b"x-request-id, retry-after, x-should-retry, x-vercel-ai-data-stream, x-vercel-ai-ui-message-stream, "
+    b"x-request-id, x-gateway-stream-id, retry-after, x-should-retry, "
+    b"x-vercel-ai-data-stream, x-vercel-ai-ui-message-stream, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )

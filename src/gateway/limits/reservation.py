@@ -24,6 +24,8 @@ _DONE, _RECOVERING, _SUSPENDED, _DEAD_HOLDS, _GONE, _UNKNOWN, _NO_WALLET = 1, 20
 _RETRY_PAUSE_S = 0.05
 # A stream that asked for more and got less asks again after this, unless it cannot go on without.
 _DRY_PAUSE_S = 0.25
+# How often Redis is told again what it has lost, while it recovers (1.5 s).
+_SAY_AGAIN_S = 0.5
 # How often shared capacity is renewed; its leases are three times as long.
 TOUCH_S = 10.0
 
@@ -62,9 +64,19 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     policy: HoldPolicy
     reaper: Reaper
     open: dict[str, set["Reservation"]] = msgspec.field(default_factory=dict)
+    said_until: dict[str, float] = msgspec.field(default_factory=dict)
 
     def say_again(self, account: str) -> None:
-        """Redis has lost what it acknowledged: tell it what this process holds and what it has settled."""
+        """Redis has lost what it acknowledged: tell it what this process holds and what it has settled.
+
+        Each answer asks for it anew while Redis recovers, so it is done every ``_SAY_AGAIN_S`` at most.
+        """
+        now = time.monotonic()
+        if now < self.said_until.get(account, 0.0):
+            return
+        if len(self.said_until) > 10_000:
+            self.said_until.clear()
+        self.said_until[account] = now + _SAY_AGAIN_S
         for reservation in tuple(self.open.get(account, ())):
             reservation.say_again()
         self.settlements.say_again(account)

@@ -258,8 +258,9 @@ class Scripts:
         """Post what a stream cost, once, and end it."""
 
         def parse(reply: list[int]) -> SettleReply:
-            self._note(stream.account, reply[0], reply[3])
-            return SettleReply(*reply)
+            *answer, is_recovering = reply
+            self._note(stream.account, _RECOVERING[0] if is_recovering else answer[0], answer[3])
+            return SettleReply(*answer)
 
         return self.redis.script(
             _SETTLE,

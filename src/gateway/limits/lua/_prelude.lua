@@ -70,7 +70,8 @@ end
 local function window_read(w)
   local part, oldest = window_parts(w)
   local v = redis.call('HMGET', w.key, 'lo', 'sum', 'h', 'b' .. int(part))
-  local low, sum = tonumber(v[1] or part), num(v[2])
+  -- A calendar window is its one part: where its time zone was changed, parts that overlap it are not added to it.
+  local low, sum = tonumber(v[1] or part), num(w[4] > 0 and v[4] or v[2])
   w.part, w.low, w.sum, w.held, w.posted = part, math.min(math.max(low, oldest), part), sum, num(v[3]), num(v[4])
   if low < oldest then
     local gone = {}
@@ -78,6 +79,7 @@ local function window_read(w)
       local amount = redis.call('HGET', w.key, 'b' .. int(i))
       if amount then sum = sum - tonumber(amount); gone[#gone + 1] = 'b' .. int(i) end
     end
+    if w[4] > 0 then sum = w.posted end
     redis.call('HSET', w.key, 'lo', int(oldest), 'sum', int(sum))
     if #gone > 0 then redis.call('HDEL', w.key, unpack(gone)) end
     w.sum = sum

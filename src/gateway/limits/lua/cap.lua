@@ -9,7 +9,7 @@
 local P, op, sid, lease = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local estimate, tokens, requests = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1' and 0 or 1
 local _, buckets, slots = limits_read(2)
-local permit = redis.call('ZSCORE', P, sid)
+local permit = tonumber(redis.call('ZSCORE', P, sid) or 0) > now
 local lease_end, shadowed = int(now + lease), {}
 
 if op == 'release' then

@@ -19,11 +19,12 @@ if not w[1] then return {-1, 0, 0, 0, 0, 0, 0} end
 local granted = num(w[1])
 local available = granted - num(w[2]) - num(w[3])
 local known = num(redis.call('GET', V))
-local recovering = now < fence(W, V, G, known, seen, num(w[5]))
-local r = redis.call('HMGET', R, 'st', 'h', 'u', 'n')
+local r = redis.call('HMGET', R, 'st', 'h', 'u', 'n', 'no')
 local fresh, held, taken = not r[1], num(r[2]), num(r[4])
 if fresh and ARGV[11] == '' then return {-11, 0, available, known, 0, 0, 0} end
-if r[1] and r[1] ~= 'open' then return {-10, held, available, known, 0, 0, 0} end
+-- Another nonce: this run was reaped at no cost, and its id runs again.
+if r[1] and (r[1] ~= 'open' or r[5] ~= ARGV[3]) then return {-10, held, available, known, 0, 0, 0} end
+local recovering = now < fence(W, V, G, known, seen, num(w[5]))
 
 local windows, buckets, slots = limits_read(6)
 local room, share, share_index = math.max(available, 0), granted > 0 and (granted - available) / granted or 0, 0
@@ -33,7 +34,7 @@ for i, x in ipairs(windows) do
     local taken_of_it = x.sum + x.held
     if x[6] == 0 then
       room = math.min(room, math.max(x[1] - taken_of_it, 0))
-      if taken_of_it / x[1] > share then share, share_index = taken_of_it / x[1], i end
+      if x[1] > 0 and taken_of_it / x[1] > share then share, share_index = taken_of_it / x[1], i end
     end
   end
 end
@@ -76,7 +77,10 @@ if more > 0 then
     end
   end
 end
-for _, s in ipairs(slots) do redis.call('ZADD', s.key, lease_end, sid) end
+for _, s in ipairs(slots) do
+  redis.call('ZADD', s.key, lease_end, sid)
+  if fresh then redis.call('PEXPIRE', s.key, LONGEST_STREAM_MS) end
+end
 local code = w[4] and -6 or (recovering and 20 or 1)
 held, available = held + grow, available - grow
 if code == 1 and held < need and redis.call('ZCOUNT', L, '-inf', int(now)) > 0 then code = -8 end

@@ -4,7 +4,7 @@
 -- row, so that a charge and its record exist together or not at all.
 -- KEYS: wallet record leases revision ledger windows* buckets* slots*
 -- ARGV: sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen tokens refund usage limits
--- returns {code, charged, absorbed, revision}
+-- returns {code, charged, absorbed, revision, recovering}; recovering: 1 while lost writes are being told again
 --   1 posted   2 posted before   3 late correction of a reaped stream   4 posted without a record (it was lost)
 --  -1 no wallet   -9 older than the retention: not posted
 -- time: TIME of the server
@@ -14,18 +14,18 @@ local retention, ledger_keep, seen = tonumber(ARGV[7]), tonumber(ARGV[8]), tonum
 local tokens, requests, usage = tonumber(ARGV[10]), ARGV[11] == '1' and 0 or 1, ARGV[12]
 
 local w = redis.call('HMGET', W, 'g', 's', 'h', 'rec')
-if not w[1] then return {-1, 0, 0, 0} end
+if not w[1] then return {-1, 0, 0, 0, 0} end
 local known = num(redis.call('GET', V))
 local r = redis.call('HMGET', R, 'st', 'h', 'c', 'o', 'n', 'no')
 local code, held, posted, taken = 1, 0, 0, num(r[5])
 -- A stream that ended at no cost and ran again under the same id is done only for the run that ended.
-if r[1] == 'done' then return {2, num(r[3]), num(r[4]), known} end
-if r[1] and r[6] and ARGV[3] ~= '' and r[6] ~= ARGV[3] then return {2, 0, 0, known} end
+if r[1] == 'done' then return {2, num(r[3]), num(r[4]), known, 0} end
+if r[1] and r[6] and ARGV[3] ~= '' and r[6] ~= ARGV[3] then return {2, 0, 0, known, 0} end
 if r[1] == 'open' then held = num(r[2])
 elseif r[1] == 'reaped' then code, posted = 3, num(r[3])
-elseif now - created > retention then return {-9, 0, 0, known}
+elseif now - created > retention then return {-9, 0, 0, known, 0}
 else code = 4 end
-fence(W, V, G, known, seen, num(w[4]))
+local recovering = now < fence(W, V, G, known, seen, num(w[4])) and 1 or 0
 
 local available = math.max(num(w[1]) - num(w[2]) - num(w[3]), 0)
 local beyond = math.max(actual - held - posted, 0)
@@ -44,7 +44,10 @@ for _, x in ipairs(windows) do
   window_read(x)
   if code == 1 then window_write(x, -before[unit], after[unit])
   elseif code == 3 then window_write(x, 0, after[unit] - before[unit])
-  else window_write(x, 0, after[unit]) end
+  else
+    window_write(x, 0, after[unit])
+    window_keep(x)
+  end
 end
 if code ~= 4 then
   buckets_read(buckets)
@@ -61,7 +64,7 @@ redis.call('HDEL', R, 'm', 'lim')
 redis.call('PEXPIRE', R, int(retention))
 local revision = advance(V, known, seen)
 -- A stream that Redis never admitted and that cost nothing is no movement.
-if code == 4 and charge == 0 and absorbed == 0 and outcome == 'failed' then return {code, 0, 0, revision} end
+if code == 4 and charge == 0 and absorbed == 0 and outcome == 'failed' then return {code, 0, 0, revision, recovering} end
 redis.call('XADD', G, 'MINID', '~', int(now - ledger_keep), '*', 'op', code == 3 and 'trueup' or 'post',
   'sid', sid, 'd', int(delta), 'o', int(absorbed), 'out', outcome, 'rec', usage)
-return {code, charge, absorbed, revision}
+return {code, charge, absorbed, revision, recovering}

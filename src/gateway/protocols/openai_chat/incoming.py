@@ -58,7 +58,8 @@ def decode(body: bytes) -> Request:
     chat = decode_json(body, _REQUEST)
     raw = decode_fields(body)
     _check_fields(raw)
-    _check_labels(chat)
+    if chat.user or chat.metadata:
+        _check_labels(chat)
     return Request(
         format=NAME,
         model=check_model_name(chat.model),

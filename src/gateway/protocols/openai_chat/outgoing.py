@@ -29,7 +29,7 @@ _OPTIONS = msgspec.json.Decoder(dict[str, Any] | None)
 _BOUNDS = ("max_completion_tokens", "max_tokens")
 # "'max_tokens' is not supported with this model": OpenAI's reasoning models know the newer name only, other vendors
 # often the older one only.
-_NEWER_BOUND_ONLY = re.compile(r"(o[1-9]|gpt-[5-9])")
+_NEWER_BOUND_ONLY = re.compile(r"(?:ft:)?(?:o[1-9]|gpt-[5-9])")
 
 
 def forward(request: Request, model: str) -> bytes:
@@ -40,7 +40,7 @@ def forward(request: Request, model: str) -> bytes:
     options = body.get("stream_options")
     body["stream_options"] = {**((_OPTIONS.decode(options) if options else None) or {}), "include_usage": True}
     if request.output_tokens_max is not None:
-        for name in [name for name in _BOUNDS if name in body] or [_bound_name(model)]:
+        for name in [name for name in _BOUNDS if bytes(body.get(name, b"null")) != b"null"] or [_bound_name(model)]:
             body[name] = request.output_tokens_max
     return msgspec.json.encode(body)
 

@@ -19,8 +19,21 @@ from gateway.http.streams import streams_router
 
 _TITLES = {
     "models": ("Models", "Wants an API key or a JWT."),
+    "streams": ("Streams", "Wants an API key or a JWT."),
     "health": ("Health", "Wants no credential."),
     "admin": ("Admin", "Wants the admin key. Amounts are decimal USD strings, times are RFC 3339 in UTC."),
+}
+
+
+_REQUEST_HEADERS = {
+    "Idempotency-Key": "1 to 255 visible ASCII characters: the same request with the same key runs once.",
+    "x-gateway-events": "`1`: also send what the gateway has to say within the stream (`x_gateway`), such as budgets.",
+}
+_ANSWER_HEADERS = {
+    "x-gateway-stream-id": "The stream's id, for `GET /v1/streams/{id}`.",
+    "x-ratelimit-limit-requests": "The tightest limit on requests; also `-remaining-` and `-reset-`, and for `-tokens`.",
+    "retry-after": "Seconds until it is worth trying again, on a refusal that waiting helps against.",
+    "x-should-retry": "`false` on a refusal that waiting does not help against.",
 }
 
 
@@ -55,6 +68,10 @@ def _inference() -> Iterator[str]:
     yield from ("| endpoint | |", "|---|---|")
     for path, role in inference_roles().items():
         yield f"| `POST {path}` | {_first_line(type(role).__doc__)} {_first_line(role.decode_request.__doc__)} |"
+    yield from ("", "| header of the request | |", "|---|---|")
+    yield from (f"| `{name}` | {text} |" for name, text in _REQUEST_HEADERS.items())
+    yield from ("", "| header of the answer | |", "|---|---|")
+    yield from (f"| `{name}` | {text} |" for name, text in _ANSWER_HEADERS.items())
     yield ""
 
 

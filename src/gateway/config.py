@@ -328,7 +328,9 @@ class Environment(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
     redis_url: str | None = Field(
-        None, description="`redis://`, `rediss://` or `unix://`; unset, the gateway starts its own."
+        None,
+        description="`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://`, `rediss+sentinel://`, "
+        "`redis+cluster://` or `rediss+cluster://`; unset, the gateway starts its own.",
     )
     data_dir: Path = Field(Path(".gateway"), description="Journal, generated keys, and the embedded Redis's data.")
     admin_key: str | None = Field(None, description="The admin API's key; unset, one is made and kept in `data_dir`.")

@@ -18,8 +18,9 @@ from gateway.canonical.errors import (
 from gateway.canonical.events import Batch, Failure, Frame, MessageStart, TextDelta
 from gateway.canonical.request import Request
 from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule
-from gateway.providers.provider import Call, Timeouts
-from gateway.router import Attempt, Calls, Router
+from gateway.metering.quote import Terms
+from gateway.providers.provider import Call, Hangup, Timeouts
+from gateway.router import Attempt, Calls, ModelOptions, Router
 
 PRICE = PriceSchedule(Price(input=1, output=2))
 REQUEST = Request(format="openai_chat", model="fast", messages=())
@@ -30,7 +31,8 @@ NEVER = "never"
 class Scripted:
     """A provider that does what it was told: batches to send, errors to raise, or to hang."""
 
-    wire = None
+    wire: str | None = None
+    hangup = Hangup()
 
     def __init__(self, name: str, *acts: Batch | BaseException | str, models: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -43,6 +45,9 @@ class Scripted:
 
     def knows(self, model: str) -> bool:
         return True
+
+    def holds_full(self, model: str, *, reasons: bool) -> bool:
+        return reasons or model.startswith("thinker")
 
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         self.calls.append(call)
@@ -65,7 +70,14 @@ class Scripted:
 
 def router(*providers: Scripted, priced: bool = True, **aliases: tuple[str, ...]) -> Router:
     own = {f"{provider.name}/*": PRICE for provider in providers} if priced else {}
-    return Router({provider.name: provider for provider in providers}, aliases, PriceBook(own))
+    models = {name: ModelOptions(targets=targets) for name, targets in aliases.items()}
+    return Router({provider.name: provider for provider in providers}, models, PriceBook(own))
+
+
+def with_options(**models: ModelOptions) -> Router:
+    """Names are written with ``__`` for a slash."""
+    named = {name.replace("__", "/"): options for name, options in models.items()}
+    return Router({"a": Scripted("a")}, named, PriceBook({"a/*": PRICE}))
 
 
 def down(provider: str) -> ProviderUnavailable:
@@ -77,7 +89,7 @@ class TestNames:
         one = router(Scripted("a"), Scripted("b"), fast=("b/small", "a/family/large"))
         assert [target.name for target in one.resolve("a/family/large")] == ["a/family/large"]
         assert [target.name for target in one.resolve("fast")] == ["b/small", "a/family/large"]
-        assert one.resolve("fast")[0].price is PRICE
+        assert one.resolve("fast")[0].terms.price is PRICE
 
     @pytest.mark.parametrize("model", ["", "a", "a/", "/x", "nobody/x", "fastest"])
     def test_an_unknown_name_is_refused(self, model: str) -> None:
@@ -90,7 +102,7 @@ class TestNames:
             router(Scripted("a"), priced=False).resolve("a/x")
         assert caught.value.code is ErrorCode.MODEL_UNPRICED
         free = Router({"a": Scripted("a")}, {}, PriceBook({}, free_if_unpriced=True))
-        assert free.resolve("a/x")[0].price is FREE
+        assert free.resolve("a/x")[0].terms.price is FREE
 
     def test_models_are_listed_with_their_aliases(self) -> None:
         one = router(Scripted("a", models=("x", "y")), Scripted("b"), fast=("b/z",))
@@ -99,6 +111,37 @@ class TestNames:
             ("a/y", "a"),
             ("fast", "gateway"),
         ]
+
+
+class TestTerms:
+    def terms(self, asked: str, *, reasons: bool = False, **models: ModelOptions) -> Terms:
+        return with_options(**models).resolve(asked, reasons=reasons)[0].terms
+
+    def test_the_provider_says_which_models_are_held_in_full_where_nobody_else_does(self) -> None:
+        assert self.terms("a/plain") == Terms(price=PRICE)
+        assert self.terms("a/thinker") == Terms(price=PRICE, is_held_full=True)
+        assert self.terms("a/plain", reasons=True).is_held_full
+
+    def test_the_operators_word_on_a_model_overrides_its_provider(self) -> None:
+        assert self.terms("a/plain", a__plain=ModelOptions(is_held_full=True)).is_held_full
+        assert not self.terms("a/thinker", a__thinker=ModelOptions(is_held_full=False)).is_held_full
+
+    def test_an_alias_does_not_lose_what_was_said_of_its_target(self) -> None:
+        its = ModelOptions(is_held_full=True, output_tokens_max=1000, tokenizer="bytes")
+        target = with_options(smart=ModelOptions(targets=("a/plain",)), a__plain=its).resolve("smart")[0]
+        assert target.terms == Terms(price=PRICE, is_held_full=True, output_tokens_max=1000)
+        assert target.tokenizer == "bytes"
+
+    def test_what_an_alias_says_itself_comes_first(self) -> None:
+        its = ModelOptions(is_held_full=True, output_tokens_max=1000, tokenizer="bytes")
+        own = ModelOptions(targets=("a/plain",), is_held_full=False, output_tokens_max=50, tokenizer="cl100k")
+        target = with_options(smart=own, a__plain=its).resolve("smart")[0]
+        assert target.terms == Terms(price=PRICE, is_held_full=False, output_tokens_max=50)
+        assert target.tokenizer == "cl100k"
+
+    @pytest.mark.parametrize(("model", "tokenizer"), [("gpt-4-turbo", "cl100k"), ("gpt-4o", "o200k")])
+    def test_a_tokenizer_is_guessed_from_the_providers_name_of_the_model(self, model: str, tokenizer: str) -> None:
+        assert with_options(gpt=ModelOptions(targets=(f"a/{model}",))).resolve("gpt")[0].tokenizer == tokenizer
 
 
 class TestOpening:

@@ -120,12 +120,21 @@ class Router:
                 code=ErrorCode.MODEL_UNPRICED,
                 param="model",
             )
-        options = self._models.get(asked) or self._models.get(name) or _NO_OPTIONS
+        options = self._options(asked, name)
         is_full = options.is_held_full
         if is_full is None:
             is_full = provider.holds_full(model, reasons=reasons)
         terms = Terms(price=price, is_held_full=is_full, output_tokens_max=options.output_tokens_max)
         return Target(provider, model, terms, options.tokenizer or tokenizer_of(model))
+
+    def _options(self, asked: str, name: str) -> ModelOptions:
+        """What was said of the name that was asked for, and of its target where that said nothing."""
+        own, its = self._models.get(asked, _NO_OPTIONS), self._models.get(name, _NO_OPTIONS)
+        return ModelOptions(
+            output_tokens_max=its.output_tokens_max if own.output_tokens_max is None else own.output_tokens_max,
+            is_held_full=its.is_held_full if own.is_held_full is None else own.is_held_full,
+            tokenizer=own.tokenizer or its.tokenizer,
+        )
 
     def models(self) -> list[ModelEntry]:
         """Every alias and every listed model, sorted."""

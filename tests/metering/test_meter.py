@@ -187,3 +187,51 @@ def test_hidden_reasoning_is_charged_by_the_providers_figure() -> None:
     say(running, TextDelta("four"))
     told(running, input=1, output=304, reasoning=300)
     assert running.bill(complete=True).cost_microusd == 4 + 600
+
+
+def test_reasoning_that_is_shown_is_counted_as_it_comes() -> None:
+    running = meter(0)
+    say(running, ReasoningDelta("four"), TextDelta("four"))
+    assert running.tokens == running.output == 8
+
+
+def test_pictures_cost_what_they_cost_whoever_counted_the_tokens() -> None:
+    schedule = PriceSchedule(Price(input=1_000_000, output=1_000_000, image=5_000_000_000))
+    running = Meter(schedule, count_bytes, 100, images=2)
+    assert running.cost_with(0) == 100 + 10_000
+    told(running, input=50, output=1)
+    assert running.cost_with(1) == running.bill(complete=True).cost_microusd == 50 + 1 + 10_000
+
+
+def test_input_that_went_into_the_providers_cache_costs_more_as_soon_as_it_is_known() -> None:
+    running = Meter(
+        PriceSchedule(Price(input=1_000_000, output=0, cache_read=100_000, cache_write=1_250_000)), len, 100
+    )
+    assert running.cost_with(0) == 100
+    told(running, input=100, output=0, cache_write=40, cache_read=20)
+    assert running.cost_with(0) == 40 + 50 + 2
+
+
+def test_kinds_we_have_no_price_for_are_part_of_a_total_and_cost_what_it_costs() -> None:
+    # Audio, rejected predictions: vendors count them in their totals. They are charged as output, never as nothing.
+    running = meter(0)
+    told(running, input=10, output=50, reasoning=0)
+    assert running.bill(complete=True).cost_microusd == -(-(1 + 10 * 150_000 + 50 * 600_000) // 10**6)
+
+
+@given(
+    st.integers(0, 2000), st.integers(0, 2000), st.lists(st.integers(0, 300), max_size=10), st.booleans(), st.booleans()
+)
+def test_a_bill_is_one_of_two_figures_and_its_cost_follows_from_it(
+    counted_input: int, reported_output: int, steps: list[int], is_complete: bool, has_report: bool
+) -> None:
+    running = meter(counted_input)
+    for tokens in steps:
+        running.forwarded(tokens)
+    if has_report:
+        told(running, input=counted_input + 1, output=reported_output)
+    bill = running.bill(complete=is_complete)
+    assert bill.usage.output == (running.output if bill.estimated else reported_output)
+    assert bill.cost_microusd == -(-SCHEDULE.at(bill.usage.input).cost_picousd(bill.usage) // 10**6)
+    if not is_complete or not has_report:
+        assert bill.estimated

@@ -15,6 +15,7 @@ from gateway.metering.prices import (
     PriceSchedule,
     microusd,
     microusd_of,
+    picousd,
     picousd_per_token,
     usd_string,
 )
@@ -60,6 +61,38 @@ def test_a_price_per_million_is_an_integer_per_token(usd_per_million: str, picou
 def test_no_price_of_up_to_six_places_loses_anything(micros: int) -> None:
     usd_per_million = Decimal(micros).scaleb(-6)
     assert Fraction(picousd_per_token(usd_per_million), 10**12) * 10**6 == Fraction(usd_per_million)
+
+
+@pytest.mark.parametrize(("usd", "amount"), [("0.012", 12_000_000_000), ("0.0000000000001", 1), ("0", 0)])
+def test_a_price_per_request_or_picture_is_an_integer_too(usd: str, amount: int) -> None:
+    assert picousd(Decimal(usd)) == amount
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [("input", 100), ("cache_read", 60), ("cache_write", 20), ("output", 40), ("reasoning", 30)],
+)
+def test_each_kind_of_token_has_its_own_price(kind: str, tokens: int) -> None:
+    usage = Usage(input=180, output=70, cache_read=60, cache_write=20, reasoning=30)
+    free = {"input": 0, "output": 0, "cache_read": 0, "cache_write": 0, "reasoning": 0}
+    assert Price(**{**free, kind: 7}).cost_picousd(usage) == 7 * tokens
+
+
+def test_the_dearest_kind_is_what_a_hold_is_made_of() -> None:
+    price = Price(input=3, output=5, cache_read=1, cache_write=4, reasoning=9)
+    assert (price.dearest_input, price.dearest_output) == (4, 9)
+    assert (FREE.base.dearest_input, FREE.base.dearest_output) == (0, 0)
+    assert (Price(input=3, output=5).dearest_input, Price(input=3, output=5).dearest_output) == (3, 5)
+
+
+@given(prices(), st.lists(usages(), max_size=20))
+def test_the_ledger_of_many_streams_is_off_by_less_than_a_micro_each_and_never_below(
+    price: Price, streams: list[Usage]
+) -> None:
+    exact = sum(price.cost_picousd(usage) for usage in streams)
+    charged = sum(microusd(price.cost_picousd(usage)) for usage in streams)
+    assert isinstance(exact, int)
+    assert 0 <= charged * 1_000_000 - exact < 1_000_000 * max(len(streams), 1)
 
 
 @given(prices(), usages())
@@ -158,6 +191,16 @@ class TestPriceBook:
         start, price = found.tiers[0]
         assert start == 200_001  # the book says: above 200,000
         assert found.at(start).input == price.input > found.at(start - 1).input
+
+    def test_a_fee_per_request_and_a_price_of_reasoning_are_taken_from_the_book(self) -> None:
+        sonar = PriceBook({}).find("perplexity", "sonar")
+        assert sonar is not None and sonar.base.request == 12_000_000_000  # 12 USD per thousand
+        deep = PriceBook({}).find("perplexity", "sonar-deep-research")
+        assert deep is not None and deep.base.reasoning == 3_000_000
+
+    def test_where_nothing_costs_anything_the_operators_prices_count_for_nothing(self) -> None:
+        book = PriceBook({"openai/gpt-4o": self.OWN}, everything=FREE)
+        assert book.find("openai", "gpt-4o") is book.find("nobody", "nothing") is FREE
 
     @pytest.mark.parametrize(
         ("provider", "model"), [("openai", "no-such-model-at-all"), ("nobody", "gpt-4o"), ("", "")]

@@ -1,5 +1,7 @@
 """Counting: exact where the tokenizer is known, a bound where it is not, and attachments by their size."""
 
+import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from gateway.canonical.request import (
     ToolResult,
 )
 from gateway.metering import tokens
-from gateway.metering.tokens import count_bytes, count_input, counter
+from gateway.metering.tokens import count_bytes, count_images, count_input, counter, marks_cache, tokenizer_of
 
 O200K = counter()
 words = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_size=20)
@@ -123,3 +125,84 @@ async def test_a_long_text_is_counted_in_slices_and_almost_alike() -> None:
     seams = len(long) // 65_536 + 1
     assert abs(await count_input(asked(Text(long)), O200K) - 7 - O200K(long)) <= 2 * seams
     assert await count_input(asked(Text(short)), O200K) == 7 + O200K(short)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokenizer"),
+    [
+        ("gpt-4", "cl100k"),
+        ("gpt-4-turbo-2024-04-09", "cl100k"),
+        ("gpt-3.5-turbo", "cl100k"),
+        ("gpt-35-turbo", "cl100k"),
+        ("ft:gpt-3.5-turbo-0125:acme::1", "cl100k"),
+        ("openai/gpt-4", "cl100k"),
+        ("gpt-4o-mini", "o200k"),
+        ("gpt-4.1", "o200k"),
+        ("gpt-4.5-preview", "o200k"),
+        ("gpt-5", "o200k"),
+        ("o3", "o200k"),
+        ("openai/gpt-4o", "o200k"),
+        ("claude-opus-4-1", "o200k"),
+        ("my-gpt-4", "o200k"),
+    ],
+)
+def test_the_older_models_are_counted_with_their_own_tokenizer(model: str, tokenizer: str) -> None:
+    assert tokenizer_of(model) == tokenizer
+
+
+def test_the_tokenizers_differ_where_they_should() -> None:
+    text = "こんにちは世界"
+    assert [counter(name)(text) for name in ("o200k", "cl100k", "bytes")] == [2, 4, 21]
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "😀", "漢", "aA1_", "e\u0301", "1"])
+async def test_a_long_run_of_one_thing_is_counted_like_any_text(unit: str) -> None:
+    text = unit * (200_000 // len(unit))
+    assert 0 < await count_input(asked(Text(text)), O200K) - 7 <= count_bytes(text)
+
+
+async def test_a_prompt_of_five_megabytes_lets_others_go_first() -> None:
+    ended = []
+
+    async def count(name: str, text: str) -> None:
+        await count_input(asked(Text(text)), O200K)
+        ended.append(name)
+
+    async def turns() -> int:
+        for turn in itertools.count():
+            if "large" in ended:
+                return turn
+            await asyncio.sleep(0)
+        raise AssertionError
+
+    taken, *_ = await asyncio.gather(turns(), count("large", "lorem ipsum " * 420_000), count("small", "Hello"))
+    assert ended == ["small", "large"]
+    assert taken >= 5_000_000 // 65_536
+
+
+async def test_after_the_deadline_the_rest_is_bounded_and_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_DEADLINE_S", 1.5)
+    clock = itertools.count()
+    monkeypatch.setattr(tokens.time, "monotonic", lambda: float(next(clock)))
+    counted: list[int] = []
+
+    def slow(text: str) -> int:
+        counted.append(len(text))
+        return 0
+
+    text = "a" * 65_536 * 4
+    assert await count_input(asked(Text(text)), slow) == 7 + 3 * 65_536
+    assert counted == [65_536]
+
+
+def test_pictures_are_found_in_tool_results_too() -> None:
+    image = Image(url="https://x/y")
+    assert count_images(asked(Text("x"))) == 0
+    assert count_images(asked(image, ToolResult("i", (image, Text("x"))), image)) == 3
+
+
+def test_a_mark_for_the_providers_cache_is_found_wherever_it_may_stand() -> None:
+    mark = {"type": "ephemeral"}
+    assert not marks_cache(asked(Text("x"), tools=(Tool(name="t"),)))
+    assert marks_cache(asked(Text("x", cache=mark)))
+    assert marks_cache(asked(Text("x"), tools=(Tool(name="t", cache=mark),)))

@@ -150,7 +150,7 @@ def _from_book(vendor: str, model: str) -> PriceSchedule | None:
     return PriceSchedule(_price_at(prices, 0), tuple((start + 1, _price_at(prices, start + 1)) for start in starts))
 
 
-_KINDS = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok")
+_KINDS = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "output_reasoning_mtok")
 
 
 def _tiers(price: object) -> list[Tier]:
@@ -165,4 +165,12 @@ def _price_at(prices: ModelPrice, input_tokens: int) -> Price:
             applicable = [tier.price for tier in rate.tiers if input_tokens > tier.start]
             rate = applicable[-1] if applicable else rate.base
         rates.append(None if rate is None else picousd_per_token(rate))
-    return Price(input=rates[0] or 0, output=rates[1] or 0, cache_read=rates[2], cache_write=rates[3])
+    per_thousand = prices.requests_kcount
+    return Price(
+        input=rates[0] or 0,
+        output=rates[1] or 0,
+        cache_read=rates[2],
+        cache_write=rates[3],
+        reasoning=rates[4],
+        request=picousd(per_thousand / 1000) if isinstance(per_thousand, Decimal) else 0,
+    )

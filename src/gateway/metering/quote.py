@@ -14,8 +14,9 @@ from gateway.metering.prices import PriceSchedule, microusd
 
 # A slice before a stream's own rate is known: what a fast model says in four seconds.
 _FIRST_SLICE_TOKENS = 400
-# The longest answer that is held for a model whose own bound nobody named.
-_FULL_TOKENS = 32_768
+# The longest answer that is held for a model whose own bound nobody named. It is sent to the provider, so it has to
+# be within what every model that reasons takes: the least is Claude Opus 4's 32,000.
+_FULL_TOKENS = 32_000
 # A full hold that the balance cannot pay is cut down to what it can, but not below an answer of this length.
 _FULL_TOKENS_MIN = 256
 # Every model takes a bound of this size; a larger one may be more than a model allows, which providers refuse.
@@ -93,18 +94,19 @@ def bound(wanted: Wanted, terms: Terms, payable: int, tokens_max: int | None) ->
     input and output together. At least 1.
     """
     price = terms.price.at(wanted.input).dearest_output
+    is_full = terms.is_held_full and price > 0  # for what costs nothing, nothing is held
     allowed: list[int] = []
     if price:
         allowed.append((payable * 1_000_000 - _input_picousd(wanted, terms)) // (price * wanted.choices))
+    if is_full:
+        allowed.append(_longest(wanted, terms))
     if tokens_max is not None:
         allowed.append((tokens_max - wanted.input) // wanted.choices)
-    if terms.is_held_full:
-        allowed.append(_longest(wanted, terms))
     if not allowed:
         return None
     affordable = max(1, min(allowed))
     if wanted.output is not None:
         return affordable if affordable < wanted.output else None
     if terms.output_tokens_max is not None:
-        return affordable if affordable < terms.output_tokens_max or terms.is_held_full else None
-    return affordable if affordable <= _SAFE_BOUND_TOKENS or terms.is_held_full else None
+        return affordable if affordable < terms.output_tokens_max or is_full else None
+    return affordable if affordable <= _SAFE_BOUND_TOKENS or is_full else None

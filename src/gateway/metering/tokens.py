@@ -29,7 +29,8 @@ _SLICE_CHARACTERS = 65_536
 _DEADLINE_S = 2.0
 
 # "gpt-4", "gpt-4-turbo", "gpt-3.5-turbo"; the o200k models are newer: gpt-4o, gpt-4.1, gpt-4.5, gpt-5, o1 and later.
-_CL100K = re.compile(r"gpt-3\.5|gpt-4(?![o.])|text-embedding-")
+# Some vendors write whose model it is before its name, and OpenAI "ft:" before one that was tuned.
+_CL100K = re.compile(r"(?:[^/]+/)*(?:ft:)?(?:gpt-3\.5|gpt-35|gpt-4(?![o.])|text-embedding-)")
 
 _PER_MESSAGE = 4
 _PER_REQUEST = 3

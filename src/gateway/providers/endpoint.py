@@ -14,10 +14,13 @@ _ANTHROPIC_VERSION = "2023-06-01"
 
 
 class Unseen(msgspec.Struct, frozen=True, kw_only=True):
-    """Which models bill tokens they do not send: those ``models`` matches, all, or all that are asked to reason."""
+    """Which models bill tokens they do not send: those ``models`` matches, or all that are asked to reason.
+
+    ``always`` is the operator's word on every model, ``None`` where nothing was said.
+    """
 
     models: str | None = None
-    always: bool = False
+    always: bool | None = None
     if_asked: bool = False
 
 

@@ -60,9 +60,11 @@ class HttpProvider:
         return True
 
     def holds_full(self, model: str, *, reasons: bool) -> bool:
-        """By its vendor's habit, or where the answer is drained: hanging up saves nothing."""
+        """As the operator said; else by its vendor's habit, or where answers are drained: hanging up saves nothing."""
         unseen = self._endpoint.unseen
-        if unseen.always or self.hangup.policy == "drain" or (unseen.if_asked and reasons):
+        if unseen.always is not None:
+            return unseen.always
+        if self.hangup.policy == "drain" or (unseen.if_asked and reasons):
             return True
         return unseen.models is not None and re.match(unseen.models, model) is not None
 

@@ -19,7 +19,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     unseen_if_asked: bool = False
 
 
-_OPENAI_UNSEEN = r"o[1-9]|gpt-[5-9](?!.*-chat)"
+_OPENAI_UNSEEN = r"(?:ft:)?(?:o[1-9]|gpt-[5-9](?!.*-chat))"
 
 ROWS: dict[str, Row] = {
     "openai": Row(
@@ -42,7 +42,7 @@ ROWS: dict[str, Row] = {
         base_url="https://openrouter.ai/api/v1",
         key_env="OPENROUTER_API_KEY",
         vendor="openrouter",
-        unseen=rf"openai/({_OPENAI_UNSEEN})|x-ai/grok-[4-9]|google/gemini-(2\.5|[3-9])",
+        unseen=rf"openrouter/auto|openai/({_OPENAI_UNSEEN})|x-ai/grok-[4-9]|google/gemini-(2\.5|[3-9])",
         unseen_if_asked=True,
     ),
     "fireworks": Row(base_url="https://api.fireworks.ai/inference/v1", key_env="FIREWORKS_API_KEY", vendor="fireworks"),

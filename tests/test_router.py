@@ -147,7 +147,7 @@ class TestTerms:
 class TestOpening:
     async def opened(self, *providers: Scripted) -> tuple[str, list[Attempt]]:
         one, calls = router(*providers, fast=tuple(f"{p.name}/m" for p in providers)), Calls()
-        upstream = await one.open(REQUEST, one.resolve("fast"), calls)
+        upstream = await one.open([(target, REQUEST) for target in one.resolve("fast")], calls)
         assert calls.current is upstream.target
         assert upstream.first is HELLO
         await upstream.batches.aclose()
@@ -204,7 +204,7 @@ class TestOpening:
 
     async def test_an_answer_without_words_is_an_answer(self) -> None:
         one = router(Scripted("a", Batch([], is_last=True)))
-        upstream = await one.open(REQUEST, one.resolve("a/m"), Calls())
+        upstream = await one.open([(target, REQUEST) for target in one.resolve("a/m")], Calls())
         assert upstream.first.is_last
         await upstream.batches.aclose()
 

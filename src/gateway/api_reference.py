@@ -31,7 +31,7 @@ _REQUEST_HEADERS = {
 }
 _ANSWER_HEADERS = {
     "x-gateway-stream-id": "The stream's id, for `GET /v1/streams/{id}`.",
-    "x-ratelimit-limit-requests": "The tightest limit on requests; also `-remaining-` and `-reset-`, and for `-tokens`.",
+    "x-ratelimit-limit-requests": "The tightest limit on requests; also `-remaining-`, `-reset-`, and for `-tokens`.",
     "retry-after": "Seconds until it is worth trying again, on a refusal that waiting helps against.",
     "x-should-retry": "`false` on a refusal that waiting does not help against.",
 }

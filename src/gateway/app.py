@@ -28,8 +28,8 @@ from gateway.identity.keys import ApiKeys
 from gateway.ledger import Ledger, Streams
 from gateway.limits.accounts import Accounts
 from gateway.limits.admission import Admission
-from gateway.limits.checks import UnfitRedis, check_redis
 from gateway.limits.alone import Alone
+from gateway.limits.checks import UnfitRedis, check_redis
 from gateway.limits.connect import open_redis
 from gateway.limits.journal import Journal
 from gateway.limits.reaper import Reaper
@@ -149,9 +149,12 @@ class Gateway:
     async def _open_books(self, redis: Redis, stack: contextlib.AsyncExitStack) -> Books:
         """The journal, what it still has to settle, and where this process keeps its holds."""
         holds, retention = self.config.holds, Retention()
-        journal = Journal.open_free(self.data_dir / "journal")
+        try:
+            name = _kept_secret(self.data_dir / "gateway-id", "", length=6)
+            journal = Journal.open_free(self.data_dir / "journal")
+        except OSError as error:
+            raise ConfigError(f"GATEWAY_DATA_DIR: {self.data_dir} cannot hold a journal: {error.strerror}") from None
         stack.callback(journal.close)
-        name = _kept_secret(self.data_dir / "gateway-id", "", length=6)
         scripts = Scripts(redis, f"{name}.{journal.number}")
         settlements = Settlements(scripts, journal, retention)
         recovered = await settlements.recover(self.data_dir / "journal")

@@ -41,7 +41,8 @@ def owed(ending: Ending, course: Course, meter: Meter) -> Owed:
         return Owed(_NOTHING, refund=not has_left)
     if ending.outcome in (Outcome.FAILED, Outcome.TRUNCATED) and not course.is_shown:
         return Owed(_NOTHING, refund=True)
-    if has_left and course.hangup.policy == "free":
+    has_failed = ending.outcome in (Outcome.FAILED, Outcome.TRUNCATED)
+    if (has_left or has_failed) and course.hangup.policy == "free":
         return Owed(_NOTHING, refund=False)
     if course.left_with is not None and course.hangup.charge_delivered:
         return Owed(course.left_with, refund=False)

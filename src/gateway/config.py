@@ -64,7 +64,8 @@ class ProviderConfig(_Section):
     on_disconnect: Literal["cancel", "drain", "free"] = Field(
         "cancel",
         description="What happens when a client leaves: `cancel` hangs up and charges what was sent; `drain` reads on, "
-        "for a provider that bills the whole answer anyway; `free` hangs up and charges nothing.",
+        "for a provider that bills the whole answer anyway, as for models that are held in full; `free` hangs up and "
+        "charges nothing, nor where it fails within an answer.",
     )
     disconnect_charge: Literal["provider", "delivered"] = Field(
         "provider", description="With `drain`: charge what the provider bills, or what the client was sent."

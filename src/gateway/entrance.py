@@ -43,14 +43,16 @@ class Knock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that may run. ``request`` is bounded by what can be paid; ``shadowed`` names limits that only watch."""
+    """A request that may run. ``asks`` are its targets in order, each with the request bounded by what can be paid.
 
-    request: Request
-    targets: tuple[Target, ...]
+    ``shadowed`` names limits that would have refused it and only watch.
+    ``allowances`` are those of the tier; what the reservation took may have more, behind them.
+    """
+
+    asks: tuple[tuple[Target, Request], ...]
     tier: Tier
     reservation: Reservation
     meter: Meter
-    count: TokenCounter
     allowances: Allowances
     shadowed: tuple[str, ...]
     abuse: str
@@ -80,43 +82,36 @@ class Entrance:
         entitlement = await self.entitlements.of(knock.caller, request.model)
         tier = entitlement.tier
         check_features(tier, request, knock.protocol)
-        reasons = request.effort is not None or request.thinking is not None
+        reasons = request.effort is not None or request.thinking is not None or request.bills_unseen
         targets = self.router.resolve(entitlement.model, reasons=reasons)
         count = self._counters(targets[0].tokenizer)
         wanted = await _count(request, count, tier)
         quoted = quote(wanted, [target.terms for target in targets])
-        limits = self._limits(knock, entitlement)
+        rated = self._limits(knock, entitlement)
+        limits = _with_prompt(rated, knock, tier)
         reservation = await self._reserve(knock, tier, limits, quoted)
+        payable = reservation.held if quoted.is_full else reservation.held + reservation.available
         shadowed, abuse = await self._look_at_shadows(reservation, limits.own, tier, knock.caller.account)
         return Admitted(
-            request=_bounded(request, wanted, targets, tier, reservation, is_full=quoted.is_full),
-            targets=targets,
+            asks=tuple((target, _bounded(request, wanted, target, tier, payable)) for target in targets),
             tier=tier,
             reservation=reservation,
             meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
-            count=count,
-            allowances=limits.own,
+            allowances=rated.own,
             shadowed=shadowed,
             abuse=abuse,
             is_downgraded=entitlement.is_downgraded,
         )
 
+    def meter_for(self, target: Target, meter: Meter) -> Meter:
+        """A meter for another target of the same request, after the first did not answer."""
+        return Meter(target.terms.price, self._counters(target.tokenizer), meter.input, meter.images)
+
     def _limits(self, knock: Knock, entitlement: Entitlement) -> Limits:
         caller, request, tier = knock.caller, knock.request, entitlement.tier
         user = (caller.subject if caller.method == "jwt" else request.user) or ""
         party = Party(caller.account, caller.subject, user, request.model)
-        limits = self._rulebook.limits(tier, party, entitlement.permille)
-        flow = tier.flow
-        if flow.identical_prompts is None:
-            return limits
-        own = with_prompt_limit(
-            limits.own,
-            caller.account,
-            prompt_digest(request),
-            flow.identical_prompts,
-            is_shadow=flow.identical_action != "cut",
-        )
-        return Limits(own, limits.shared)
+        return self._rulebook.limits(tier, party, entitlement.permille)
 
     async def _reserve(self, knock: Knock, tier: Tier, limits: Limits, quoted: Quote) -> Reservation:
         ask = Ask(
@@ -161,6 +156,21 @@ class Entrance:
         return names, "identical_prompts"
 
 
+def _with_prompt(limits: Limits, knock: Knock, tier: Tier) -> Limits:
+    """The same, and how often this prompt may be sent. That is no rate of the account's, so no header tells of it."""
+    flow = tier.flow
+    if flow.identical_prompts is None:
+        return limits
+    own = with_prompt_limit(
+        limits.own,
+        knock.caller.account,
+        prompt_digest(knock.request),
+        flow.identical_prompts,
+        is_shadow=flow.identical_action != "cut",
+    )
+    return Limits(own, limits.shared)
+
+
 async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
     tokens = await count_input(request, count)
     if tier.tokens_per_request is not None and tokens >= tier.tokens_per_request:
@@ -178,17 +188,7 @@ async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
     )
 
 
-def _bounded(
-    request: Request,
-    wanted: Wanted,
-    targets: tuple[Target, ...],
-    tier: Tier,
-    reservation: Reservation,
-    *,
-    is_full: bool,
-) -> Request:
+def _bounded(request: Request, wanted: Wanted, target: Target, tier: Tier, payable: int) -> Request:
     """The request with its bound on output lowered to what can be paid and is allowed, where that is less."""
-    payable = reservation.held if is_full else reservation.held + reservation.available
-    bounds = [bound(wanted, target.terms, payable, tier.tokens_per_request) for target in targets]
-    least = min((tokens for tokens in bounds if tokens is not None), default=None)
-    return request if least is None else msgspec.structs.replace(request, output_tokens_max=least)
+    tokens = bound(wanted, target.terms, payable, tier.tokens_per_request)
+    return request if tokens is None else msgspec.structs.replace(request, output_tokens_max=tokens)

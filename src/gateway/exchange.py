@@ -48,7 +48,7 @@ from gateway.ledger import UsageRecord
 from gateway.limits.allowances import Unit
 from gateway.limits.scripts import Posting
 from gateway.live import LiveExchanges
-from gateway.metering.meter import Bill, Meter
+from gateway.metering.meter import Bill
 from gateway.protocols.wire import Allowance, Encoder, ServerRole, StreamMeta
 from gateway.providers.provider import Hangup
 from gateway.router import Calls, Target, Upstream
@@ -144,7 +144,8 @@ class Exchange:
         self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
         ending = STOPPED
         try:
-            ending = await self._relay_until_ended()
+            await asyncio.sleep(0)  # a client that left during admission is noticed before a provider is asked
+            ending = self._interruption or await self._relay_until_ended()
             await self._say_last_words(ending)
         except Exception:
             _log.exception("exchange_broke", request_id=self._request_id)
@@ -253,13 +254,13 @@ class Exchange:
 
     async def _open(self) -> Upstream:
         admitted = self._admitted
-        upstream = await self._services.entrance.router.open(admitted.request, admitted.targets, self._calls)
+        upstream = await self._services.entrance.router.open(admitted.asks, self._calls)
         self._upstream = upstream
         self._first_event_at = time.monotonic()
         self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
         self._last_batch_at = self._services.live.now
-        if upstream.target is not admitted.targets[0]:
-            self._meter = Meter(upstream.target.terms.price, admitted.count, self._meter.input, self._meter.images)
+        if upstream.target is not admitted.asks[0][0]:
+            self._meter = self._services.entrance.meter_for(upstream.target, self._meter)
         return upstream
 
     def _encoder_for(self, target: Target | None) -> Encoder:
@@ -353,13 +354,14 @@ class Exchange:
         while (await receive())["type"] != "http.disconnect":
             pass
         target = self._calls.current
-        if target is not None and target.provider.hangup.policy == "drain" and self._services.live.may_drain():
-            # The provider bills the rest anyway: read on, unseen, for the true figure.
-            self._left_at = time.monotonic()
-            self._left_with = self._meter.bill(complete=False)
-            self._downstream.detach()
-        else:
+        if self._left_at or target is None or not target.is_drained or not self._services.live.may_drain():
             self._interrupt(CLIENT_LEFT)
+            return
+        # What the provider bills goes beyond what was sent: read on, unseen, for the true figure.
+        self._left_at = time.monotonic()
+        self._left_with = self._meter.bill(complete=False)
+        self._calls.is_abandoned = True
+        self._downstream.detach()
 
     def tick(self, now: float) -> None:
         """Heartbeats, deadlines and the lease; called a few times a second."""
@@ -476,9 +478,10 @@ class Exchange:
         )
         self._services.telemetry.exchange_ended(self._caller, record, first_event_s)
         self._services.statistics.ended(self._caller.account, record)
-        if record.reported_output and not record.estimated:
-            seen = record.reported_output - record.reasoning_tokens
-            self._services.statistics.drift(record.target, meter.output, seen)
+        reported = meter.reported_as_sent
+        if reported is not None and self._is_whole:
+            self._services.statistics.drift(record.target, meter.output, reported)
+            self._services.telemetry.drifted(record.target, meter.output, reported)
 
     def _course(self, ending: Ending) -> Course:
         """How far it came; a whole answer is sent at the end or not at all."""

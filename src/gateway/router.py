@@ -13,7 +13,7 @@ import msgspec
 from gateway.canonical.errors import ErrorCode, ProviderError, ProviderTimeout, RequestError, StreamTruncated
 from gateway.canonical.events import Batch, Failure, MessageStart, UsageReport
 from gateway.canonical.request import Request
-from gateway.metering.prices import PriceBook
+from gateway.metering.prices import PriceBook, PriceSchedule
 from gateway.metering.quote import Terms
 from gateway.metering.tokens import tokenizer_of
 from gateway.providers.provider import Call, Provider
@@ -31,6 +31,12 @@ class Target(msgspec.Struct, frozen=True):
     tokenizer: str
 
     @property
+    def is_drained(self) -> bool:
+        """Whether an answer that nobody waits for is read to its end: more is billed than what was sent."""
+        policy = self.provider.hangup.policy
+        return policy == "drain" or (policy == "cancel" and self.terms.is_held_full)
+
+    @property
     def name(self) -> str:
         """``provider/model``."""
         return f"{self.provider.name}/{self.model}"
@@ -45,10 +51,14 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calls(msgspec.Struct):
-    """What was asked of providers for one request: the tries that failed, and the one that is on its way."""
+    """What was asked of providers for one request: the tries that failed, and the one that is on its way.
+
+    Once nobody waits for the answer any more (``is_abandoned``) no further one is asked.
+    """
 
     failed: list[Attempt] = []
     current: Target | None = None
+    is_abandoned: bool = False
 
     @property
     def target_name(self) -> str:
@@ -77,12 +87,14 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator says of a model: its targets in order, and what overrides its provider's ways."""
 
     targets: tuple[str, ...] = ()
+    price: PriceSchedule | None = None
     output_tokens_max: int | None = None
     is_held_full: bool | None = None
     tokenizer: str | None = None
 
 
 _NO_OPTIONS = ModelOptions()
+_RESOLVED_MAX = 4_096
 
 
 class Router:
@@ -93,14 +105,21 @@ class Router:
         self._models = dict(models)
         self._aliases = {name: options.targets for name, options in models.items() if options.targets}
         self._prices = prices
+        self._resolved: dict[tuple[str, bool], tuple[Target, ...]] = {}
 
     def resolve(self, model: str, *, reasons: bool = False) -> tuple[Target, ...]:
         """The targets of a name, in the order they are tried; raises ``RequestError`` where there is none.
 
         ``reasons`` says that the request asks for reasoning.
         """
-        names = self._aliases.get(model, (model,))
-        return tuple(self._target(name, model, reasons=reasons) for name in names)
+        known = self._resolved.get((model, reasons))
+        if known is None:
+            names = self._aliases.get(model, (model,))
+            known = tuple(self._target(name, model, reasons=reasons) for name in names)
+            if len(self._resolved) >= _RESOLVED_MAX:
+                self._resolved.clear()
+            self._resolved[model, reasons] = known
+        return known
 
     def _target(self, name: str, asked: str, *, reasons: bool) -> Target:
         provider_name, _, model = name.partition("/")
@@ -112,7 +131,8 @@ class Router:
                 code=ErrorCode.MODEL_NOT_FOUND,
                 param="model",
             )
-        price = self._prices.find(provider.name, model, vendor=provider.vendor)
+        options = self._options(asked, name)
+        price = options.price or self._prices.find(provider.name, model, vendor=provider.vendor)
         if price is None:
             raise RequestError(
                 f"The model {asked!r} has no price. The operator sets one under models or providers in the "
@@ -120,7 +140,6 @@ class Router:
                 code=ErrorCode.MODEL_UNPRICED,
                 param="model",
             )
-        options = self._options(asked, name)
         is_full = options.is_held_full
         if is_full is None:
             is_full = provider.holds_full(model, reasons=reasons)
@@ -131,6 +150,7 @@ class Router:
         """What was said of the name that was asked for, and of its target where that said nothing."""
         own, its = self._models.get(asked, _NO_OPTIONS), self._models.get(name, _NO_OPTIONS)
         return ModelOptions(
+            price=own.price or its.price,
             output_tokens_max=its.output_tokens_max if own.output_tokens_max is None else own.output_tokens_max,
             is_held_full=its.is_held_full if own.is_held_full is None else own.is_held_full,
             tokenizer=own.tokenizer or its.tokenizer,
@@ -143,19 +163,19 @@ class Router:
             entries += [ModelEntry(f"{provider.name}/{model}", provider.name) for model in provider.models]
         return sorted(entries, key=lambda entry: entry.id)
 
-    async def open(self, request: Request, targets: Sequence[Target], calls: Calls) -> Upstream:
-        """The first target that begins to answer; ``calls`` is kept up to date meanwhile.
+    async def open(self, asks: Sequence[tuple[Target, Request]], calls: Calls) -> Upstream:
+        """The first target that begins to answer, each asked in its own terms; ``calls`` is kept up to date meanwhile.
 
         Raises the last target's ``ProviderError``, or ``RequestError`` for what a target cannot take.
         """
-        for target in targets:
+        for number, (target, request) in enumerate(asks, 1):
             calls.current = target
             try:
                 return await _begin(request, target)
             except ProviderError as error:
                 calls.current = None
                 calls.failed.append(Attempt(target=target.name, code=error.code.value, status=error.status))
-                if target is targets[-1] or not error.retryable:
+                if number == len(asks) or not error.retryable or calls.is_abandoned:
                     raise
         raise AssertionError("a name resolves to at least one target")
 

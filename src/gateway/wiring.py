@@ -4,7 +4,7 @@ A mistake that only shows when a value is put to use is found here, and told as 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -28,6 +28,7 @@ from gateway.identity.jwks import KeySet
 from gateway.identity.jwt import JwtSettings, JwtVerifier
 from gateway.limits.allowances import Unit
 from gateway.limits.calendar import Calendar
+from gateway.limits.features import FEATURES
 from gateway.limits.tiers import BucketRule, FlowLimits, Rule, SlotsRule, Tier, WindowRule
 from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule, picousd, picousd_per_token
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
@@ -60,8 +61,18 @@ def validate(config: Config) -> None:
                 )
     if config.jwt is not None:
         _jwt_settings(config.jwt)
+    for name, tier in config.tiers.items():
+        _check_downgrade(name, tier.flow.downgrade_to, {*config.models, *(f"{provider}/" for provider in names)})
     tiers(config)
     check_experiments(config)
+    variants(config)
+
+
+def _check_downgrade(name: str, model: str | None, known: set[str]) -> None:
+    if model is not None and model not in known and f"{model.partition('/')[0]}/" not in known:
+        raise ConfigError(
+            f"tiers.{name}.flow.downgrade_to: there is no model {model!r}; name an alias or provider/model"
+        )
 
 
 def router(config: Config, transport: Transport) -> Router:
@@ -69,12 +80,16 @@ def router(config: Config, transport: Transport) -> Router:
     providers: dict[str, Provider] = {"demo": DemoProvider()}
     for name, provider in configured_providers(config, os.environ).items():
         providers[name] = HttpProvider(_endpoint(name, provider), _FORMATS[_format(name, provider)](), transport)
-    return Router(providers, {name: _options(model) for name, model in config.models.items()}, _prices(config))
+    models = {name: _options(model) for name, model in config.models.items()}
+    if config.credits == "off":
+        models = {name: msgspec.structs.replace(options, price=None) for name, options in models.items()}
+    return Router(providers, models, _prices(config))
 
 
 def _options(config: ModelConfig) -> ModelOptions:
     return ModelOptions(
         targets=config.targets,
+        price=None if config.price is None else _price(config.price),
         output_tokens_max=config.output_tokens_max,
         is_held_full=None if config.hold is None else config.hold == "full",
         tokenizer=config.tokenizer,
@@ -125,10 +140,6 @@ def _prices(config: Config) -> PriceBook:
     for name, provider in config.providers.items():
         if provider.price is not None:
             own[f"{name}/*"] = _price(provider.price)
-    for name, model in config.models.items():
-        if model.price is not None:
-            for target in model.targets or (name,):
-                own[target] = _price(model.price)
     return PriceBook(own, free_if_unpriced=config.unpriced == "free")
 
 
@@ -189,10 +200,19 @@ def _tier(name: str, config: TierConfig) -> Tier:
     rules: list[Rule] = []
     for unit, rate in ((Unit.REQUESTS, config.requests), (Unit.TOKENS, config.tokens)):
         if rate is not None:
-            period_ms = int(rate.period_s * 1000)
-            rules.append(BucketRule(unit=unit, limit=rate.limit, period_ms=period_ms, burst=rate.burst or rate.limit))
+            rules.append(
+                BucketRule(
+                    unit=unit, limit=rate.limit, period_ms=_period_ms(rate.period_s), burst=rate.burst or rate.limit
+                )
+            )
     rules.append(SlotsRule(max=config.concurrent_streams))
-    rules += [_rule(f"tiers.{name}.limits.{number}", limit) for number, limit in enumerate(config.limits)]
+    for number, limit in enumerate(config.limits):
+        where = f"tiers.{name}.limits.{number}"
+        rule = _rule(where, limit)
+        if not isinstance(rule, SlotsRule) and any(_counts_of(other) == _counts_of(rule) for other in rules):
+            raise ConfigError(f"{where}: the tier has a limit already that counts the same over the same period")
+        rules.append(rule)
+    _check_features(name, config.features)
     flow = config.flow
     if "downgrade" in (flow.rate_action, flow.loop_action, flow.identical_action) and flow.downgrade_to is None:
         raise ConfigError(f"tiers.{name}.flow: downgrade needs downgrade_to, the model of the next turns")
@@ -206,6 +226,28 @@ def _tier(name: str, config: TierConfig) -> Tier:
         strategy=config.strategy,
         flow=FlowLimits(**flow.model_dump()),
     )
+
+
+def _check_features(name: str, features: Sequence[str] | None) -> None:
+    for feature in features or ():
+        if feature not in FEATURES:
+            raise ConfigError(f"tiers.{name}.features: there is no {feature!r}; there are {', '.join(FEATURES)}")
+
+
+def _counts_of(rule: Rule) -> tuple[object, ...]:
+    """What rates and windows are kept under in Redis: two of one name would count everything twice."""
+    match rule:
+        case BucketRule():
+            counts: tuple[object, ...] = (rule.unit, rule.period_ms)
+        case WindowRule():
+            counts = (rule.unit, rule.rolling_ms, rule.calendar is not None and rule.calendar.period)
+        case _:
+            counts = ()
+    return (type(rule), rule.per, rule.models, rule.is_shadow, *counts)
+
+
+def _period_ms(period_s: float) -> int:
+    return max(1, round(period_s * 1000))
 
 
 _WINDOW_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -236,7 +278,7 @@ def _rule(where: str, config: LimitConfig) -> Rule:
             is_shadow=is_shadow,
             unit=unit,
             limit=limit,
-            period_ms=int(config.period_s * 1000),
+            period_ms=_period_ms(config.period_s),
             burst=config.burst or limit,
         )
     is_calendar = config.window in ("day", "week", "month")

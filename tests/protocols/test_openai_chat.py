@@ -161,7 +161,6 @@ class TestBrokenStreams:
             *(b'{"choices":[{"index":-1,"delta":{}}]}', b'{"choices":[{"index":99999999999999999999,"delta":{}}]}'),
             b'{"choices":[],"usage":{"prompt_tokens":1},"x":' + b"[" * 5000 + b"]" * 5000 + b"}",
             b'{"choices":[],"usage":{"prompt_tokens":1},"x":"\xff"}',
-            b'{"choices":[],"usage":{"prompt_tokens":1.5}}',
         ],
     )
     def test_what_is_not_of_the_format_is_told_after_what_came_before_it(self, payload: bytes) -> None:

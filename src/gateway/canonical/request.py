@@ -142,8 +142,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     ``format`` names the protocol it came in. ``model`` is as the client wrote it. ``output_tokens_max`` is per choice,
     ``None`` where the client sets no bound. ``effort`` is the reasoning effort; ``thinking`` the Anthropic-shaped
-    object where a client sent one. ``raw`` maps the fields of the client's body to their JSON text, and
-    ``untranslatable`` names those among them whose meaning another format would lose.
+    object where a client sent one. ``bills_unseen`` says that it asks for something that is billed and not
+    sent. ``raw`` maps the fields of the client's body to their JSON text, and ``untranslatable`` names those
+    among them whose meaning another format would lose.
     """
 
     format: str
@@ -161,5 +162,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
     thinking: dict[str, Any] | None = None
     user: str | None = None
+    bills_unseen: bool = False
     raw: dict[str, msgspec.Raw] = {}
     untranslatable: tuple[str, ...] = ()

@@ -96,7 +96,9 @@ class Admission:
                 self._withdraw(stream, slot, ask, shares)
             raise
         reservation = Reservation(self._books, stream, reply, slot=slot, leased_at=leased_at)
-        reservation.grow_by(ask.hold.most - ask.hold.least, tokens=ask.tokens)
+        # What is held in full from the start is not asked for more ahead of need.
+        slice_min = 0 if ask.hold.takes_all else ask.hold.most - ask.hold.least
+        reservation.grow_by(slice_min, tokens=ask.tokens)
         reservation.shares = shares
         return reservation
 

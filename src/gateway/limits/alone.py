@@ -1,8 +1,8 @@
 """Rate limits while Redis is away: each gateway keeps its own share of them, in its own memory.
 
-Only where no money is at stake (``credits: off``): a balance that cannot be asked for is not spent. A share is the limit
-divided by the gateways that were last heard of, so together they keep to about the limit; slots are the requests that
-this process runs. Windows cannot be known and are not looked at.
+Only where no money is at stake (``credits: off``): a balance that cannot be asked for is not spent. A share is the
+limit divided by the gateways that were last heard of, so together they keep to about the limit; slots are the requests
+that this process runs. Windows cannot be known and are not looked at.
 """
 
 import time

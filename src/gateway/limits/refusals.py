@@ -76,7 +76,7 @@ def limit_error(limit: Window | Bucket | Slots, retry_after_ms: int, *, is_hopel
 
 
 def label_of(limit: Window | Bucket | Slots) -> str:
-    """A limit's scope and what it counts, such as ``key.tokens``: a name from a bounded set, for metrics and records."""
+    """A limit's scope and what it counts, such as ``key.tokens``: from a bounded set, for metrics and records."""
     unit = "streams" if isinstance(limit, Slots) else _UNITS[limit.unit]
     return f"{limit.name.partition('.')[0]}.{unit}"
 

@@ -31,20 +31,32 @@ class Bill(msgspec.Struct, frozen=True, kw_only=True):
 class Meter:
     """Counts what is forwarded. ``input`` and ``output`` are tokens, ``images`` the pictures of the input."""
 
-    __slots__ = ("_base_picousd", "_count", "_output_picousd", "_schedule", "images", "input", "output", "reported")
+    __slots__ = (
+        "_base_picousd",
+        "_count",
+        "_output_picousd",
+        "_schedule",
+        "images",
+        "input",
+        "output",
+        "reported",
+        "shows_reasoning",
+    )
 
     def __init__(self, schedule: PriceSchedule, count: TokenCounter, input_tokens: int, images: int = 0) -> None:
         self._schedule = schedule
         self._count = count
         self.images = images
         self.output = 0
+        self.shows_reasoning = False
         self.reported: Usage | None = None
         self._set_input(Usage(input=input_tokens))
 
     def _set_input(self, usage: Usage) -> None:
         price = self._schedule.at(usage.input)
         self.input = usage.input
-        self._output_picousd = price.output
+        # A reasoning token may be the dearer one, and which is which is only known at the end.
+        self._output_picousd = price.dearest_output
         self._base_picousd = self.images * price.image + price.cost_picousd(
             Usage(input=usage.input, cache_read=usage.cache_read, cache_write=usage.cache_write)
         )
@@ -58,6 +70,7 @@ class Meter:
                 text: str = event.text  # type: ignore[attr-defined]
                 if text:
                     tokens += self._count(text)
+                    self.shows_reasoning = self.shows_reasoning or kind is ReasoningDelta
             elif kind is ToolCallDelta:
                 tokens += self._count(event.arguments)  # type: ignore[attr-defined]
             elif kind is ToolCallStart:
@@ -93,6 +106,13 @@ class Meter:
         if known is None:
             return Usage(input=self.input, output=self.output)
         return Usage(input=self.input, output=self.output, cache_read=known.cache_read, cache_write=known.cache_write)
+
+    @property
+    def reported_as_sent(self) -> int | None:
+        """What the provider says it sent, to compare with our count: without reasoning where it showed none."""
+        if self.reported is None or not self._is_whole(self.reported):
+            return None
+        return self.reported.output - (0 if self.shows_reasoning else self.reported.reasoning)
 
     def bill(self, *, complete: bool) -> Bill:
         """What the stream cost: by the provider's figure where it ran to its end and reported one, else by ours."""

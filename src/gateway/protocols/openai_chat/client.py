@@ -182,13 +182,13 @@ class ChatDecoder:
             if not payload.isascii():
                 payload.decode()  # msgspec passes over the inside of strings that nobody asked for
             chunk = _CHUNK.decode(payload)
-            usage = None if chunk.usage is None else _usage(chunk.usage, payload)
+            usage = None if chunk.usage is None else _usage(chunk.usage)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return [self._broken("a chunk that is not of its format")]
         if chunk.error:
             return [Frame((Failure(provider_error(None, chunk.error, self._provider)),))]
         events: list[Event] = []
-        is_clean = not whole
+        is_clean = not whole and (chunk.usage is None or usage is not None)
         if not self._started:
             self._started = True
             events.append(MessageStart(str(chunk.id or ""), chunk.model or "", _created(chunk.created)))
@@ -310,22 +310,30 @@ def _created(seconds: float | None) -> int:
     return int(seconds) if seconds is not None and 0 < seconds < 1e12 else int(time.time())
 
 
-def _usage(usage: ChunkUsage, payload: bytes) -> Usage:
-    """Totals by our reading. xAI leaves reasoning out of ``completion_tokens``; its ``total_tokens`` gives it away."""
+def _usage(reported: Any) -> Usage | None:
+    """Totals by our reading; ``None`` where the figures are no figures, and our own count stands.
+
+    Some leave what the model thought out of ``completion_tokens`` (xAI, Gemini); their ``total_tokens`` gives it away.
+    """
+    try:
+        usage = msgspec.convert(reported, ChunkUsage)
+    except msgspec.ValidationError:
+        return None
     prompt, output = usage.prompt_tokens or 0, usage.completion_tokens or 0
     details = usage.prompt_tokens_details
     cache_read = (details.cached_tokens if details else None) or usage.prompt_cache_hit_tokens or 0
     cache_write = (details.cache_write_tokens if details else None) or 0
     reasoning = (usage.completion_tokens_details and usage.completion_tokens_details.reasoning_tokens) or 0
-    if reasoning and usage.total_tokens == prompt + output + reasoning:
-        output += reasoning
+    unnamed = (usage.total_tokens or 0) - prompt - output
+    if unnamed > 0 and prompt:
+        output, reasoning = output + unnamed, max(reasoning, unnamed)
     return Usage(
         input=prompt,
         output=output,
         cache_read=cache_read,
         cache_write=cache_write,
         reasoning=reasoning,
-        raw=_OBJECT.decode(payload).get("usage"),
+        raw=reported,
     )
 
 

@@ -47,6 +47,9 @@ _REQUEST = msgspec.json.Decoder(ChatRequest)
 
 # What a format other than this one would lose without a word.
 _OWN_ONLY = ("audio", "functions", "modalities", "prediction", "web_search_options")
+# With these a vendor bills tokens that it does not send: OpenRouter's and Groq's ways to hide reasoning, and OpenAI's
+# predicted output, of which the rejected tokens are billed too.
+_UNSEEN = frozenset(("include_reasoning", "prediction", "reasoning", "reasoning_format"))
 _FIELDS_MAX = 256
 _LABEL_BYTES_MAX = 512
 
@@ -76,6 +79,7 @@ def decode(body: bytes) -> Request:
         effort=chat.reasoning_effort,
         thinking=chat.thinking,
         user=chat.user,
+        bills_unseen=not raw.keys().isdisjoint(_UNSEEN),
         raw=raw,
         untranslatable=_untranslatable(chat, raw),
     )

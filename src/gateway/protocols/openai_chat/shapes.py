@@ -194,7 +194,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     created: float | None = None
     choices: list[ChunkChoice] | None = None
-    usage: ChunkUsage | None = None
+    usage: Any = None
     error: Any = None
 
 

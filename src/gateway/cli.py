@@ -1,6 +1,7 @@
 """The ``gateway`` command: run it, look after accounts, check a configuration, try a chat.
 
-Everything but ``serve`` and ``config`` talks to a running gateway over HTTP, as any other program would.
+Everything but ``serve``, ``config`` and what ``audit_cli`` adds talks to a running gateway over HTTP, as any other
+program would.
 """
 
 import json
@@ -17,7 +18,7 @@ import msgspec
 import typer
 from pydantic import ValidationError
 
-from gateway import api_reference, config_reference
+from gateway import api_reference, audit_cli, config_reference
 from gateway.app import START_UP_ERRORS, Gateway
 from gateway.config import Config, ConfigError, Environment, load
 from gateway.experiments import Row, report
@@ -37,6 +38,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(credits, name="credits")
 app.add_typer(config_app, name="config")
 app.add_typer(api_app, name="api")
+audit_cli.register(app, credits)
 
 _TIMEOUT_S = 10.0
 

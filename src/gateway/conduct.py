@@ -15,7 +15,9 @@ from gateway.metering.flow import Finding, Flow, FlowRules
 from gateway.protocols.wire import Cut, Notice
 
 _NEVER_AGAIN = 1_000_000
-_DEBT_PAUSE_S = 0.25
+# One wait is short, since the client may leave meanwhile and the clock has to be looked at; too short is no wait.
+_DEBT_PAUSE_S_MAX = 0.25
+_DEBT_PAUSE_S_MIN = 0.005
 
 RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
 ABUSE_DETECTED = "abuse_detected"
@@ -35,7 +37,17 @@ _NOTHING = Verdict()
 class Conduct:
     """One stream and its tier's rules."""
 
-    __slots__ = ("_downgrade", "_flow", "_has_debt_notice", "_reads", "_reservation", "_tier", "_tokens_max", "found")
+    __slots__ = (
+        "_debt_until",
+        "_downgrade",
+        "_flow",
+        "_has_debt_notice",
+        "_reads",
+        "_reservation",
+        "_tier",
+        "_tokens_max",
+        "found",
+    )
 
     def __init__(self, tier: Tier, reservation: Reservation, now: float, downgrade: Callable[[], None]) -> None:
         """``downgrade`` is called where a rule wants the account's next turns on a cheaper model."""
@@ -49,6 +61,7 @@ class Conduct:
             self._flow = Flow(FlowRules(flow.tokens_per_minute, flow.rate_action, flow.loop_action), now)
         self._tokens_max = tier.tokens_per_request
         self._has_debt_notice = False
+        self._debt_until = 0.0
         self.found = ""
 
     @property
@@ -61,7 +74,7 @@ class Conduct:
         if self._tokens_max is not None and total >= self._tokens_max:
             message = f"A request and its answer may have {self._tokens_max} tokens; the answer ends here."
             return Verdict(cut=Cut(TOKEN_LIMIT, message))
-        verdict = self._judge_debt() if self._reservation.debt_ms else _NOTHING
+        verdict = self._judge_debt(now) if self._reservation.debt_ms else _NOTHING
         flow = self._flow
         if flow is None or verdict.cut is not None:
             return verdict
@@ -69,9 +82,12 @@ class Conduct:
         finding = flow.finding(now)
         return verdict if finding is None else self._judge(finding, verdict.notices)
 
-    def _judge_debt(self) -> Verdict:
-        """The account's own token limit went into debt while this stream ran."""
+    def _judge_debt(self, now: float) -> Verdict:
+        """The account's own token limit went into debt while this stream ran; each debt is looked at once."""
         action = self._tier.flow.rate_action
+        debt_ms, self._reservation.debt_ms = self._reservation.debt_ms, 0
+        if action == "pace":
+            self._debt_until = now + debt_ms / 1000
         if action == "pace" or self._has_debt_notice:
             return _NOTHING
         self._has_debt_notice = True
@@ -92,15 +108,15 @@ class Conduct:
         return Verdict(notices)
 
     def pause_s(self, now: float) -> float:
-        """How long the next write waits, so that a rate is met; ask again afterwards, until it is 0."""
-        return self._flow.pause_s(now) if self._flow is not None else 0.0
+        """How long the next write waits for a rate or a debt; ask again afterwards, until it is 0."""
+        paced_s = self._flow.pause_s(now) if self._flow is not None else 0.0
+        debt_s = self._debt_until - now
+        return max(paced_s, min(debt_s, _DEBT_PAUSE_S_MAX) if debt_s >= _DEBT_PAUSE_S_MIN else 0.0)
 
     @property
     def debt_pause_s(self) -> float:
-        """How long the next write waits since the account's token limit is in debt."""
-        if not self._reservation.debt_ms or self._tier.flow.rate_action != "pace":
-            return 0.0
-        return min(self._reservation.debt_ms / 1000, _DEBT_PAUSE_S)
+        """Nothing beyond ``pause_s``, which waits for a debt too."""
+        return 0.0
 
 
 def any_token_limit(reservation: Reservation) -> bool:
@@ -108,12 +124,14 @@ def any_token_limit(reservation: Reservation) -> bool:
     return any(bucket.unit is Unit.TOKENS for bucket in reservation.stream.allowances.buckets)
 
 
-def budget_notice(permille: int, limit: str) -> tuple[Notice, int]:
-    """What to say of a balance (``limit`` empty) or a budget that is used so far, and from where on to say more."""
+def budget_notice(permille: int, name: str) -> tuple[Notice, int]:
+    """What to say of a balance (``name`` empty) or of a budget's use so far, and from where on to say more."""
     share, then = (0.95, _NEVER_AGAIN) if permille >= 950 else (0.8, 950)
-    what = "credit" if not limit else f"budget {limit}"
-    text = f"{share:.0%} of the account's {what} is used or held."
-    return Notice(kind="budget", reason="budget_used", message=text, share=share, limit=limit or None), then
+    scope = name.partition(".")[0]  # what follows is for Redis: digests and widths
+    whose = f"this {scope}'s budget" if scope else "the account's credit"
+    text = f"{share:.0%} of {whose} is used or held."
+    limit = f"{scope}.budget" if scope else None
+    return Notice(kind="budget", reason="budget_used", message=text, share=share, limit=limit), then
 
 
 def _text(frames: Iterable[Frame]) -> str:

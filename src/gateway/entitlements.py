@@ -1,27 +1,31 @@
 """What applies to a caller right now: its tier, the arm of an experiment, the scale of its limits, a downgrade.
 
-The account's own facts are a few seconds old at most. With Redis away the last known ones hold, and admission, which
-asks Redis next, says what is wrong.
+The account's own facts are a few seconds old at most. Where Redis does not answer, the last known ones hold; an account
+nobody here has seen is not let in, since another tier may allow more than its own.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 
 import msgspec
 
 from gateway.canonical.caller import Caller
-from gateway.canonical.errors import ErrorCode, PermissionDenied
+from gateway.canonical.errors import ErrorCode, PermissionDenied, ServiceUnavailable
 from gateway.canonical.request import Request
 from gateway.experiments import Experiments
-from gateway.limits.accounts import Accounts
+from gateway.limits.accounts import Accounts, Standing
 from gateway.limits.features import features_of
 from gateway.limits.load import Gauges
-from gateway.limits.redis import StoreUnavailable
+from gateway.limits.redis import StoreUnavailable, retrying
 from gateway.limits.strategies import AS_CONFIGURED, STRATEGIES
 from gateway.limits.tiers import Tier
 from gateway.limits.trust import Trust
 
 DEFAULT_TIER = "default"
+
+_STANDING_BUDGET_S = 2.0
+_LAST_KNOWN_MAX = 10_000
 
 
 class Entitlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,22 +57,19 @@ class Entitlements:
         self._experiments = experiments
         self._gauges = gauges
         self._trust = trust
+        self._last_known: dict[str, Standing] = {}
 
     async def of(self, caller: Caller, model: str) -> Entitlement:
-        """The caller's entitlement; raises ``PermissionDenied`` where it may not use the model at all."""
+        """The caller's entitlement; raises ``PermissionDenied`` where it may not use the model at all.
+
+        Raises ``ServiceUnavailable`` where Redis does not say which tier the account has, and never did.
+        """
         if not caller.may_use(model):
             raise PermissionDenied("This credential does not allow the model.", code=ErrorCode.MODEL_NOT_ALLOWED)
         account = caller.account
-        name, downgraded_to = caller.tier, None
-        try:
-            standing = await self._accounts.standing(account)
-        except StoreUnavailable:
-            pass
-        else:
-            name = name or standing.tier
-            if standing.downgraded_until > time.time():
-                downgraded_to = standing.downgraded_to
-        tier = self.tier(name, account)
+        standing = await self._standing(caller)
+        downgraded_to = standing.downgraded_to if standing.downgraded_until > time.time() else None
+        tier = self.tier(caller.tier or standing.tier, account)
         if not tier.allows_model(model):
             raise PermissionDenied("This account's tier does not allow the model.", code=ErrorCode.MODEL_NOT_ALLOWED)
         return Entitlement(
@@ -77,6 +78,28 @@ class Entitlements:
             model=downgraded_to or model,
             is_downgraded=downgraded_to is not None and downgraded_to != model,
         )
+
+    async def _standing(self, caller: Caller) -> Standing:
+        account = caller.account
+        last = self._last_known.get(account)
+        if last is None and caller.tier is not None:
+            last = Standing(tier=None)  # its credential says what matters
+        try:
+            if last is not None:
+                standing = await self._accounts.standing(account)
+            else:
+                standing = await retrying(lambda: self._accounts.standing(account), _STANDING_BUDGET_S)
+        except StoreUnavailable:
+            if last is not None:
+                return last
+            raise ServiceUnavailable(
+                "The account's limits cannot be checked at the moment; nothing was charged. Try again shortly.",
+                retry_after_s=1,
+            ) from None
+        if len(self._last_known) >= _LAST_KNOWN_MAX and account not in self._last_known:
+            self._last_known.clear()
+        self._last_known[account] = standing
+        return standing
 
     def tier(self, name: str | None, account: str) -> Tier:
         """The tier of this name (the default one for an unknown name), as the account's experiment changes it."""
@@ -94,7 +117,10 @@ class Entitlements:
     async def downgrade(self, account: str, tier: Tier) -> None:
         """Answer the account's next requests with the tier's cheaper model, for as long as the tier says."""
         flow = tier.flow
-        if flow.downgrade_to is not None:
+        if flow.downgrade_to is None:
+            return
+        # Where Redis does not answer the account keeps its model: not worth a request that was already let in.
+        with contextlib.suppress(StoreUnavailable):
             await self._accounts.downgrade(account, flow.downgrade_to, time.time() + flow.downgrade_s)
 
 

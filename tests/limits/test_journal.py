@@ -1,28 +1,19 @@
-"""The journal survives what a process may suffer, and what it holds is posted once, whoever finds it."""
+"""The journal survives what a process may suffer."""
 
-import json
 import struct
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
-from gateway.limits import keys
 from gateway.limits.journal import SLOT_BYTES, Journal, JournalEntry, JournalFull, SlotState
-from gateway.limits.redis import StoreUnavailable
-from gateway.limits.scripts import STREAMS, Allowances, Posting, Retention, Slots
-from gateway.limits.settlements import Settlement, Settlements
 
-if TYPE_CHECKING:
-    from tests.limits.conftest import Teller
-else:
-    Teller = Any
+NONCE = "00000000000000ab"
 
 # A gateway, as far as its journal goes: three streams, and then it writes until it is killed.
 WRITER = """
@@ -31,7 +22,9 @@ from pathlib import Path
 from gateway.limits.journal import Journal
 journal = Journal.open_free(Path(sys.argv[1]))
 for sid in ("first", "second", "third"):
-    slot = journal.open(sid=sid, account="acme", created_ms=int(time.time() * 1000), model="m", request_id="r")
+    slot = journal.open(
+        sid=sid, account="acme", created_ms=int(time.time() * 1000), model="m", request_id="r", nonce="00000000000000ab"
+    )
     journal.write_used(slot, 30)
 journal.finish(1, 25)
 journal.free(2)
@@ -46,7 +39,14 @@ while True:
 
 
 def opened(journal: Journal, sid: str = "s", **fields: Any) -> int:
-    given = {"account": "acme", "created_ms": 1_700_000_000_000, "model": "m", "request_id": "r", **fields}
+    given = {
+        "account": "acme",
+        "created_ms": 1_700_000_000_000,
+        "model": "m",
+        "request_id": "r",
+        "nonce": NONCE,
+        **fields,
+    }
     return journal.open(sid=sid, **given)
 
 
@@ -144,7 +144,7 @@ def test_a_torn_slot_is_seen_as_free(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", slots=2)
     journal.close()
     with (tmp_path / "j").open("r+b") as file:  # everything of a slot but its state, which is written last
-        file.write(struct.pack("<B7xqq32s64s64s64s", 0, 5, 6, b"torn", b"acme", b"m", b"r"))
+        file.write(struct.pack("<B7xqq32s64s64s64sQ", 0, 5, 6, b"torn", b"acme", b"m", b"r", 7))
     assert entries(tmp_path / "j", slots=2) == []
     again = Journal(tmp_path / "j", slots=2)
     assert opened(again) == 0
@@ -176,121 +176,27 @@ def test_names_beyond_ascii_are_kept_as_far_as_they_are_ascii(tmp_path: Path) ->
     journal.close()
 
 
-class TestRecovery:
-    SLOTS = Allowances(slots=(Slots(STREAMS, 9),))
+def test_a_stream_goes_from_open_to_final_to_posted_to_free(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", slots=2)
 
-    async def test_the_streams_of_a_killed_gateway_are_posted_once(self, teller: Teller, tmp_path: Path) -> None:
-        teller.allowances = self.SLOTS
-        await teller.grant(1_000_000_000)
-        for sid in ("first", "second"):
-            await teller.reserve(sid, 1000)
-        writer = Writer(tmp_path)
-        writer.kill()
-        (used, final) = (entry.used for entry in entries(tmp_path / "0.journal"))
-        journal = Journal.open_free(tmp_path)
-        settlements = Settlements(teller.redis, journal, Retention())
-        assert await settlements.recover(tmp_path) == 2
-        assert teller.wallet()["spent"] == used + final
-        assert teller.wallet()["held"] == 0
-        assert teller.store.exists(keys.slots("acme", STREAMS)) == 0
-        assert await settlements.recover(tmp_path) == 0
-        journal.close()
-        record = json.loads(teller.ledger()[-1]["rec"])
-        assert record == {"request_id": "r", "model": "m", "reason": "gateway_crashed", "estimated": True}
-        assert teller.ledger()[-1]["out"] == "failed"
+    def states() -> list[tuple[SlotState, int]]:
+        return [(entry.state, entry.used) for entry in journal.entries()]
 
-    async def test_journals_that_nobody_holds_are_posted_too_and_held_ones_left_alone(
-        self, teller: Teller, tmp_path: Path
-    ) -> None:
-        await teller.grant(1_000_000_000)
-        dead, alive = Writer(tmp_path), Writer(tmp_path)
-        ours = Journal.open_free(tmp_path)
-        settlements = Settlements(teller.redis, ours, Retention())
-        try:
-            assert await settlements.recover(tmp_path) == 0
-            dead.kill()
-            assert await settlements.recover(tmp_path) == 2
-            assert [entry.sid for entry in entries(tmp_path / "0.journal")] == []
-        finally:
-            alive.kill()
-        # The same ids again, from the other process: each stream is posted once, whoever tells of it.
-        spent = teller.wallet()["spent"]
-        assert await settlements.recover(tmp_path) == 2
-        assert teller.wallet()["spent"] == spent
-        ours.close()
-
-    async def test_a_stream_that_was_settled_or_reaped_before_is_not_charged_again(
-        self, teller: Teller, tmp_path: Path
-    ) -> None:
-        await teller.grant(1000)
-        journal = Journal(tmp_path / "0.journal", slots=4)
-        for sid, used in (("settled", 60), ("reaped", 70)):
-            await teller.reserve(sid, 100)
-            await teller.extend(sid, used=50)
-            journal.write_used(opened(journal, sid, created_ms=teller.now_ms()), used)
-        await teller.settle("settled", 55)
-        teller.lapse("reaped")
-        await teller.reap("reaped")
-        assert await Settlements(teller.redis, journal, Retention()).recover(tmp_path) == 2
-        assert teller.wallet()["spent"] == 55 + 70
-        assert list(journal.entries()) == []
-        journal.close()
-
-    async def test_a_redis_that_lost_the_wallet_does_not_empty_the_journal(
-        self, teller: Teller, tmp_path: Path
-    ) -> None:
-        journal = Journal(tmp_path / "0.journal", slots=2)
-        journal.write_used(opened(journal, created_ms=teller.now_ms()), 70)
-        settlements = Settlements(teller.redis, journal, Retention())
-        assert await settlements.recover(tmp_path) == 0
-        assert [entry.used for entry in journal.entries()] == [70]
-        await teller.grant(100)
-        assert await settlements.recover(tmp_path) == 1
-        assert teller.wallet()["spent"] == 70
-        journal.close()
-
-    async def test_what_is_too_old_is_given_up_and_said(self, teller: Teller, tmp_path: Path) -> None:
-        await teller.grant(100)
-        journal = Journal(tmp_path / "0.journal", slots=2)
-        journal.write_used(opened(journal, "ancient"), 70)
-        with capture_logs() as logs:
-            assert await Settlements(teller.redis, journal, Retention()).recover(tmp_path) == 1
-        assert (teller.wallet()["spent"], list(journal.entries())) == (0, [])
-        assert [(log["event"], log["actual"]) for log in logs] == [("settlement_too_old", 70)]
-        journal.close()
+    slot = opened(journal)
+    assert (states(), journal.room) == ([(SlotState.OPEN, 0)], 1)
+    journal.write_used(slot, 40)
+    journal.finish(slot, 35)
+    assert states() == [(SlotState.FINAL, 35)]
+    journal.keep(slot)
+    assert states() == [(SlotState.POSTED, 35)]
+    journal.free(slot)
+    assert (states(), journal.room) == ([], 2)
+    journal.close()
 
 
-class TestOutbox:
-    async def test_a_settlement_is_written_down_first_and_freed_when_redis_has_it(
-        self, teller: Teller, tmp_path: Path
-    ) -> None:
-        await teller.grant(1000)
-        await teller.reserve("s", 100)
-        journal = Journal(tmp_path / "j", slots=2)
-        settlements = Settlements(teller.redis, journal, Retention())
-        told: list[tuple[str, int]] = []
-        settlements.on_posted = lambda settlement, reply: told.append((settlement.stream.sid, reply.charged))
-        slot = opened(journal)
-        posting = Posting(actual=60, outcome="complete", refund=False, usage=b"{}")
-        for _ in range(3):
-            settlements.post(Settlement(teller.stream("s"), posting, slot))
-        (entry,) = journal.entries()
-        assert (entry.state, entry.used, settlements.pending) == (SlotState.FINAL, 60, 1)
-        assert await settlements.flush(10) == 0
-        assert (told, list(journal.entries())) == ([("s", 60)], [])
-        assert sorted(journal._free) == [0, 1]
-        journal.close()
-
-    async def test_what_redis_did_not_take_stays_in_the_journal(self, teller: Teller, tmp_path: Path) -> None:
-        await teller.grant(1000)
-        await teller.reserve("s", 100)
-        journal = Journal(tmp_path / "j", slots=2)
-        settlements = Settlements(teller.redis, journal, Retention())
-        await teller.redis.aclose()
-        posting = Posting(actual=60, outcome="complete", refund=False, usage=b"{}")
-        settlements.post(Settlement(teller.stream("s"), posting, opened(journal)))
-        assert await settlements.flush(0.05) == 1
-        assert [entry.used for entry in journal.entries()] == [60]
-        with pytest.raises(StoreUnavailable):
-            await teller.settle("s", 60)
-        journal.close()
+def test_which_run_it_was_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", slots=2)
+    opened(journal, "a", nonce="ffffffffffffffff")
+    opened(journal, "b", nonce=NONCE)
+    journal.close()
+    assert [entry.nonce for entry in entries(tmp_path / "j")] == ["ffffffffffffffff", NONCE]

@@ -1,57 +1,18 @@
-"""What a running stream may do with its hold, and how admission gives it one: real scripts, a clock we can stop."""
+"""What a running stream may do with its hold: real scripts, a clock we can stop, a server that hangs and forgets."""
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import pytest
 
-from gateway.canonical.errors import (
-    CreditsExhausted,
-    ErrorCode,
-    GatewayError,
-    LimitExceeded,
-    PermissionDenied,
-    ServiceUnavailable,
-)
 from gateway.limits import keys
-from gateway.limits.accounts import Accounts
-from gateway.limits.admission import Admission, Ask, Tier
-from gateway.limits.journal import Journal
-from gateway.limits.redis import RedisOwner
-from gateway.limits.reservation import Books, HoldPolicy, Reservation, Shortfall
-from gateway.limits.scripts import Posting, Retention
-from gateway.limits.settlements import Settlements
-from gateway.tasks import TaskOwner
+from gateway.limits.allowances import Bucket, Slots, Unit, Window
+from gateway.limits.reservation import HoldPolicy, Shortfall
 from tests.harness import RedisServer
-
-if TYPE_CHECKING:
-    from tests.limits.conftest import Teller
-else:
-    Teller = Any
-
-POLICY = HoldPolicy(lease_s=30, margin_s=1, extend_budget_s=1)
-TIER = Tier(requests=1000, period_ms=60_000, burst=1000, streams=100)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-class Clock:
-    """The monotonic clock of a process that can be frozen."""
-
-    def __init__(self) -> None:
-        self.skipped_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.skipped_s
+from tests.limits.desk import POLICY, Clock, Desk, end, until
 
 
 @pytest.fixture
@@ -61,52 +22,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return fake
 
 
-class Desk:
-    """Admission to the account ``acme`` with everything behind it."""
-
-    def __init__(self, teller: Teller, owner: RedisOwner, journal: Journal) -> None:
-        self.teller = teller
-        self.journal = journal
-        self.settlements = Settlements(owner, journal, Retention())
-        self.books = Books(redis=owner, journal=journal, settlements=self.settlements, policy=POLICY)
-        self.admission = Admission(self.books, Retention())
-
-    async def reserve(self, least: int = 10, slice_: int = 90, *, tier: Tier = TIER) -> Reservation:
-        ask = Ask(
-            account="acme", tier=tier, model="m", request_id="r", hold_min=least, slice=slice_, facts=b'{"model":"m"}'
-        )
-        return await self.admission.reserve(ask)
-
-    async def refused(self, least: int = 10, *, tier: Tier = TIER) -> GatewayError:
-        with pytest.raises(GatewayError) as caught:
-            await self.reserve(least, tier=tier)
-        return caught.value
-
-    def used(self) -> list[int]:
-        return [entry.used for entry in self.journal.entries()]
-
-
-def end(actual: int) -> Posting:
-    return Posting(actual=actual, outcome="complete", refund=False, usage=b"{}")
-
-
-@pytest.fixture
-async def desk(teller: Teller, redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Desk]:
-    """A desk whose calls give up after a fraction of a second."""
-    owner = RedisOwner(redis_server.url, timeout_s=0.5)
-    owner.start()
-    journal = Journal(tmp_path / "j", slots=8)
-    tasks = TaskOwner()
-    made = Desk(teller, owner, journal)
-    tasks.start(made.settlements.run(), "outbox")
-    yield made
-    await tasks.aclose()
-    await owner.aclose()
-    journal.close()
-
-
 @contextlib.contextmanager
-def hanging(server: RedisServer) -> Any:
+def hanging(server: RedisServer) -> Iterator[None]:
     server.signal(signal.SIGSTOP)
     try:
         yield
@@ -116,21 +33,18 @@ def hanging(server: RedisServer) -> Any:
 
 class TestCover:
     async def test_what_is_held_is_covered_and_not_a_micro_more(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         assert reservation.held == 100
         assert reservation.covers(100)
         assert not reservation.covers(101)
 
     async def test_what_is_used_is_in_the_journal_before_it_is_sent(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve()
         for cost in (10, 40, 70):
             reservation.use(cost)
             assert (reservation.used, desk.used()) == (cost, [cost])
 
     async def test_the_hold_grows_in_the_background_once_half_a_slice_is_left(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation.use(55)
         reservation.keep_ahead()
@@ -144,7 +58,6 @@ class TestCover:
         assert desk.teller.record(reservation.stream.sid)["u"] == "56"
 
     async def test_a_stream_that_is_ahead_of_its_hold_waits_until_it_is_covered(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation.use(100)
         assert await reservation.cover(700) is None
@@ -152,7 +65,6 @@ class TestCover:
         assert desk.teller.wallet()["held"] == reservation.held == 790
 
     async def test_a_call_in_the_background_may_bring_what_is_waited_for(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation.use(100)
         reservation.keep_ahead()
@@ -162,26 +74,36 @@ class TestCover:
         assert reservation.covers(5_000)
 
     async def test_the_last_of_the_balance_can_be_used_to_the_end(self, desk: Desk) -> None:
-        await desk.teller.grant(1000)
-        reservation = await desk.reserve(10, 90)
-        for cost in range(0, 1001, 50):
+        reservation = await desk.reserve(10, 900)
+        for cost in range(0, 10_001, 500):
             assert await reservation.cover(cost) is None
             reservation.use(cost)
             reservation.keep_ahead()
-        assert await reservation.cover(1001) is Shortfall.CREDITS_EXHAUSTED
-        reservation.settle(end(1000))
-        assert await desk.settlements.flush(10) == 0
-        assert desk.teller.wallet() == {"granted": 1000, "spent": 1000, "held": 0, "absorbed": 0}
+        assert await reservation.cover(10_001) is Shortfall.CREDITS_EXHAUSTED
+        reservation.settle(end(10_000))
+        assert await desk.flushed() == 0
+        assert desk.teller.wallet() == {"granted": 10_000, "spent": 10_000, "held": 0, "absorbed": 0}
 
     async def test_new_credit_lets_a_stream_go_on_that_ran_dry(self, desk: Desk) -> None:
-        await desk.teller.grant(100)
-        reservation = await desk.reserve(100, 0)
-        assert await reservation.cover(150) is Shortfall.CREDITS_EXHAUSTED
+        reservation = await desk.reserve(10_000, 0)
+        assert await reservation.cover(10_050) is Shortfall.CREDITS_EXHAUSTED
         await desk.teller.grant(100, "more")
-        assert await reservation.cover(150) is None
+        assert await reservation.cover(10_050) is None
+
+    async def test_a_budget_ends_a_stream_as_the_balance_does(self, desk: Desk) -> None:
+        desk.teller.limit(windows=[Window("account.budget.1", 300, (60_000, 60, 0), Unit.MONEY)])
+        reservation = await desk.reserve(10, 90)
+        assert await reservation.cover(300) is None
+        assert await reservation.cover(301) is Shortfall.CREDITS_EXHAUSTED
+
+    async def test_what_only_the_dead_hold_is_freed_for_the_living(self, desk: Desk) -> None:
+        dead, alive = await desk.reserve(9_000, 0), await desk.reserve(1_000, 0)
+        assert await alive.cover(2_000) is Shortfall.CREDITS_EXHAUSTED
+        desk.teller.lapse(dead.stream.sid)
+        assert await alive.cover(2_000) is None
+        assert desk.teller.record(dead.stream.sid)["st"] == "reaped"
 
     async def test_a_suspended_account_is_cut_at_its_next_extension(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         desk.teller.store.hset(keys.wallet("acme"), "x", 1)
         assert reservation.covers(100)
@@ -189,7 +111,6 @@ class TestCover:
         assert not reservation.covers(1)
 
     async def test_a_reaped_stream_may_not_go_on(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         desk.teller.lapse(reservation.stream.sid)
         await desk.teller.reap(reservation.stream.sid)
@@ -197,21 +118,54 @@ class TestCover:
         await until(lambda: not reservation.covers(1))
         assert await reservation.cover(1) is Shortfall.LEASE_LOST
 
-    @pytest.mark.parametrize(("lost", "shortfall"), [("s:*", Shortfall.LEASE_LOST), ("w", Shortfall.CREDITS_EXHAUSTED)])
-    async def test_a_redis_that_lost_the_stream_or_the_wallet_ends_it(
-        self, desk: Desk, lost: str, shortfall: Shortfall
-    ) -> None:
-        await desk.teller.grant(10_000)
+    async def test_tokens_beyond_the_estimate_tell_how_long_the_limit_is_in_debt(self, desk: Desk) -> None:
+        desk.teller.limit(buckets=[Bucket("account.tokens.60000", 60_000, 60_000, 100, Unit.TOKENS)])
+        reservation = await desk.reserve(10, 90, tokens=100)
+        reservation.tokens = 150
+        assert await reservation.cover(500) is None
+        assert 0 < reservation.debt_ms <= 50
+
+
+class TestSlices:
+    async def test_they_follow_the_rate_and_never_go_below_the_least(self, desk: Desk, clock: Clock) -> None:
         reservation = await desk.reserve(10, 90)
-        desk.teller.store.delete(*desk.teller.store.keys(f"cr:{{acme}}:{lost}"))
-        assert await reservation.cover(500) is shortfall
+        reservation.use(100)
+        clock.skipped_s += 1
+        await reservation._start_extend(100)
+        assert reservation._slice > 90 + 50  # about a hundred a second, of which a slice covers four seconds
+        grown = reservation._slice
+        for _ in range(12):
+            clock.skipped_s += 1
+            await reservation._start_extend(100)
+        assert grown > reservation._slice == 90
+
+    async def test_they_shrink_near_the_end_so_that_others_get_their_share(self, desk: Desk) -> None:
+        streams = [await desk.reserve(10, 990) for _ in range(8)]
+        assert [stream.held for stream in streams] == sorted((stream.held for stream in streams), reverse=True)
+        assert all(stream.held >= 10 for stream in streams)
+        assert streams[0].held == 1000 and streams[-1].held < 500
+        assert desk.teller.wallet()["held"] < 10_000
+
+    async def test_one_that_got_less_than_it_asked_for_does_not_ask_with_every_token(
+        self, desk: Desk, clock: Clock
+    ) -> None:
+        reservation = await desk.reserve(9_990, 100)
+        reservation.use(9_980)
+        reservation.keep_ahead()
+        await until(lambda: reservation._extending is None)
+        assert reservation.held < 9_980 + 100
+        for _ in range(5):
+            reservation.keep_ahead()
+        assert reservation._extending is None
+        clock.skipped_s += 0.3
+        reservation.keep_ahead()
+        assert reservation._extending is not None
 
 
 class TestLease:
     async def test_a_process_frozen_beyond_its_lease_covers_nothing_until_it_asked_again(
         self, desk: Desk, clock: Clock
     ) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation.use(20)
         clock.skipped_s = POLICY.lease_s - POLICY.margin_s - 5
@@ -224,7 +178,6 @@ class TestLease:
     async def test_a_process_that_slept_while_it_was_reaped_forwards_nothing_more(
         self, desk: Desk, clock: Clock
     ) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation.use(20)
         clock.skipped_s = POLICY.lease_s
@@ -232,11 +185,10 @@ class TestLease:
         await desk.teller.reap(reservation.stream.sid)
         assert await reservation.cover(21) is Shortfall.LEASE_LOST
         reservation.settle(end(20))
-        assert await desk.settlements.flush(10) == 0
+        assert await desk.flushed() == 0
         assert desk.teller.wallet()["spent"] == 20
 
     async def test_the_deadline_counts_from_before_the_call(self, desk: Desk, clock: Clock) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         extended = reservation._start_extend(100)
         clock.skipped_s = POLICY.lease_s  # frozen between the question and the answer
@@ -247,7 +199,6 @@ class TestLease:
         assert await reservation.cover(100) is None
 
     async def test_a_beat_renews_where_a_third_of_the_lease_is_over(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         desk.teller.lapse(reservation.stream.sid)
         reservation.beat(time.monotonic())
@@ -257,11 +208,54 @@ class TestLease:
         assert desk.teller.store.zscore(keys.leases("acme"), reservation.stream.sid) > desk.teller.now_ms()
 
 
+class TestLost:
+    async def test_a_record_that_was_lost_is_made_again(self, desk: Desk) -> None:
+        desk.teller.limit(slots=[Slots("account.streams", 3)])
+        earlier = desk.teller.dumps()
+        reservation = await desk.reserve(100, 400)
+        reservation.use(60)
+        desk.teller.restore(earlier)
+        reservation._policy = HoldPolicy(lease_s=30, extend_budget_s=20)
+        assert await reservation.cover(600) is None
+        record = desk.teller.record(reservation.stream.sid)
+        assert (record["st"], record["h"], record["u"]) == ("open", str(reservation.held), "60")
+        assert desk.teller.wallet()["held"] == reservation.held
+        assert [row["op"] for row in desk.teller.ledger()] == ["grant", "rollback"]
+        reservation.settle(end(250))
+        assert await desk.flushed() == 0
+        assert desk.teller.wallet() == {"granted": 10_000, "spent": 250, "held": 0, "absorbed": 0}
+
+    async def test_a_whole_hold_is_held_again_however_little_of_it_is_used(self, desk: Desk) -> None:
+        """A stream that cannot be hung up on holds all it may cost; nobody else may have that meanwhile."""
+        other = desk.teller.from_gateway("there")
+        earlier = desk.teller.dumps()
+        reservation = await desk.reserve(8_000, 0)
+        desk.teller.restore(earlier)
+        reservation.beat(time.monotonic() + POLICY.lease_s / 3)
+        await until(lambda: reservation._extending is None and desk.teller.wallet()["held"])
+        assert (reservation.held, desk.teller.wallet()["held"]) == (8_000, 8_000)
+        assert (await other.reserve("greedy", 5_000)).code == -20
+
+    async def test_while_redis_recovers_a_stream_waits_for_what_goes_beyond_what_it_had(self, desk: Desk) -> None:
+        reservation = await desk.reserve(100, 0)
+        earlier = desk.teller.dumps()
+        assert await reservation.cover(400) is None
+        desk.teller.restore(earlier)
+        assert await reservation.cover(400) is None
+        reservation._policy = HoldPolicy(lease_s=30, extend_budget_s=20)
+        assert await reservation.cover(900) is None
+        assert desk.teller.wallet()["held"] == 900
+
+    async def test_a_redis_without_the_wallet_ends_it(self, desk: Desk) -> None:
+        reservation = await desk.reserve(10, 90)
+        desk.teller.store.delete(*desk.teller.store.keys("cr:{acme}:*"))
+        assert await reservation.cover(500) is Shortfall.CREDIT_STORE_UNAVAILABLE
+
+
 class TestRedisAway:
     async def test_a_stream_goes_on_within_its_hold_and_then_says_why_not(
         self, desk: Desk, redis_server: RedisServer
     ) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         with hanging(redis_server):
             reservation.use(90)
@@ -269,13 +263,12 @@ class TestRedisAway:
             assert reservation.covers(100)
             assert await reservation.cover(500) is Shortfall.CREDIT_STORE_UNAVAILABLE
             reservation.settle(end(100))
-            assert await desk.settlements.flush(0.01) == 1
+            assert await desk.flushed(0.01) == 1
             assert desk.used() == [100]
-        assert await desk.settlements.flush(20) == 0
+        assert await desk.flushed() == 0
         assert desk.teller.wallet() == {"granted": 10_000, "spent": 100, "held": 0, "absorbed": 0}
 
     async def test_a_short_outage_is_waited_for(self, desk: Desk, redis_server: RedisServer) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation._policy = HoldPolicy(lease_s=30, extend_budget_s=20)
         with hanging(redis_server):
@@ -285,132 +278,24 @@ class TestRedisAway:
             await until(lambda: reservation._extending is not first)
         assert await waiting == [None]
 
-    async def test_a_request_is_refused_and_what_redis_did_anyway_is_undone(
-        self, desk: Desk, redis_server: RedisServer
-    ) -> None:
-        await desk.teller.grant(10_000)
-        with hanging(redis_server):
-            error = await desk.refused()
-            assert isinstance(error, ServiceUnavailable)
-            assert (error.code, error.retry_after_s) == (ErrorCode.CREDIT_STORE_UNAVAILABLE, 1)
-        assert await desk.settlements.flush(20) == 0
-        assert desk.teller.wallet() == {"granted": 10_000, "spent": 0, "held": 0, "absorbed": 0}
-        assert desk.teller.store.exists(keys.leases("acme"), keys.slots("acme", "streams")) == 0
-        assert desk.used() == []
-
-    async def test_a_request_that_is_cancelled_while_it_asks_leaves_nothing(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
-        asking = asyncio.gather(desk.reserve())
-        await until(lambda: len(desk.used()) == 1)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        assert await desk.settlements.flush(20) == 0
-        assert (desk.teller.wallet()["held"], desk.used()) == (0, [])
-
 
 class TestSettle:
     async def test_a_stream_is_settled_once(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         for actual in (60, 70, 0):
             reservation.settle(end(actual))
         assert reservation.is_settled
-        assert await desk.settlements.flush(10) == 0
+        assert await desk.flushed() == 0
         reservation.settle(end(80))
         assert desk.settlements.pending == 0
         assert desk.teller.wallet()["spent"] == 60
-        assert desk.used() == []
+        assert desk.books.open == {}
 
     async def test_an_extension_that_comes_too_late_changes_nothing(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
         reservation = await desk.reserve(10, 90)
         reservation.settle(end(60))
         reservation.beat(time.monotonic() + POLICY.lease_s)
         await until(lambda: reservation._extending is None)
         assert not reservation.covers(1)
+        assert await desk.flushed() == 0
         assert desk.teller.wallet() == {"granted": 10_000, "spent": 60, "held": 0, "absorbed": 0}
-
-
-class TestRefusals:
-    async def test_credit_that_does_not_reach_is_named(self, desk: Desk) -> None:
-        await desk.teller.grant(5)
-        error = await desk.refused(10)
-        assert isinstance(error, CreditsExhausted)
-        assert "$0.000005" in error.message and "$0.000010" in error.message
-        assert error.should_retry is False
-
-    async def test_credit_that_only_the_dead_hold_is_freed_first(self, desk: Desk) -> None:
-        await desk.teller.grant(100)
-        dead = await desk.reserve(100, 0)
-        desk.teller.lapse(dead.stream.sid)
-        assert (await desk.reserve(100, 0)).held == 100
-
-    async def test_too_many_requests_are_told_when_to_come_back(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
-        tier = Tier(requests=1, period_ms=50_000, burst=1, streams=10)
-        await desk.reserve(tier=tier)
-        error = await desk.refused(tier=tier)
-        assert isinstance(error, LimitExceeded)
-        assert error.code is ErrorCode.RATE_LIMIT_EXCEEDED
-        assert error.retry_after_s is not None and 0 < error.retry_after_s <= 50
-
-    async def test_too_many_streams_at_once_are_told_so(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
-        tier = Tier(requests=9, period_ms=1000, burst=9, streams=1)
-        first = await desk.reserve(tier=tier)
-        error = await desk.refused(tier=tier)
-        assert (error.code, error.code.http_status) == (ErrorCode.CONCURRENCY_LIMIT_EXCEEDED, 429)
-        first.settle(end(1))
-        await desk.settlements.flush(10)
-        await desk.reserve(tier=tier)
-
-    async def test_unknown_and_suspended_accounts_are_denied(self, desk: Desk) -> None:
-        assert isinstance(await desk.refused(), PermissionDenied)
-        await desk.teller.grant(10_000)
-        desk.teller.store.hset(keys.wallet("acme"), "x", 1)
-        assert (await desk.refused()).code is ErrorCode.ACCOUNT_SUSPENDED
-
-    async def test_a_full_journal_refuses_before_anything_is_taken(self, desk: Desk) -> None:
-        await desk.teller.grant(10_000)
-        for _ in range(8):
-            await desk.reserve(1, 0)
-        assert isinstance(await desk.refused(), ServiceUnavailable)
-        assert desk.teller.wallet()["held"] == 8
-
-    async def test_a_refusal_leaves_no_trace_in_the_journal(self, desk: Desk) -> None:
-        for _ in range(20):
-            await desk.refused()
-        assert (desk.used(), len(desk.journal._free)) == ([], 8)
-
-
-async def test_the_reaper_finds_abandoned_streams_and_forgets_idle_accounts(desk: Desk) -> None:
-    store = desk.teller.store
-    await desk.teller.grant(10_000)
-    reservation = await desk.reserve()
-    await until(lambda: store.zscore(keys.ACTIVE, "acme") is not None)
-    assert await desk.admission.reap_abandoned() == 0
-    desk.teller.lapse(reservation.stream.sid)
-    assert await desk.admission.reap_abandoned() == 1
-    assert desk.teller.wallet()["held"] == 0
-    assert store.zscore(keys.ACTIVE, "acme") is not None
-    store.zadd(keys.ACTIVE, {"acme": 1})
-    assert await desk.admission.reap_abandoned() == 0
-    assert store.exists(keys.ACTIVE) == 0
-
-
-async def test_accounts_have_names_tiers_and_wallets(desk: Desk, redis: RedisOwner) -> None:
-    accounts = Accounts(redis)
-    assert await accounts.create("acme", name="Acme", tier="gold")
-    assert not await accounts.create("acme", name="Other", tier=None)
-    assert await accounts.create("umbrella", name="", tier=None)
-    account = await accounts.get("acme")
-    assert account is not None and (account.name, account.tier) == ("Acme", "gold")
-    assert await accounts.get("nobody") is None
-    assert set(await accounts.ids(start=0, count=9)) == {"acme", "umbrella"}
-    assert [await accounts.tier_of(name) for name in ("acme", "umbrella", "acme")] == ["gold", None, "gold"]
-    assert (await accounts.grant("acme", grant_id="g", amount=70)).granted == 70
-    await desk.reserve(10, 20)
-    wallet = await accounts.wallet("acme")
-    assert (wallet.granted, wallet.held, wallet.available) == (70, 30, 40)
-    assert (await accounts.wallet("nobody")).available == 0

@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from gateway.canonical.errors import GatewayError
 from gateway.config import TierConfig
 from gateway.http.admin import Admin, admin_router
-from gateway.http.admin_limits import add_limits
 from gateway.limits.load import Gauges, Local
 from gateway.limits.redis import RedisOwner
 from gateway.limits.strategies import (
@@ -126,10 +125,9 @@ class Tiers:
 
 def client_of(explanation: LimitsExplanation) -> httpx.AsyncClient:
     nothing: Any = None
-    router = admin_router(Admin(key=ADMIN_KEY, accounts=nothing, api_keys=nothing, ledger=nothing, tiers=()))
-    add_limits(router, explanation)
+    admin = Admin(key=ADMIN_KEY, accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())
     app = FastAPI()
-    app.include_router(router)
+    app.include_router(admin_router(admin, explanation))
 
     @app.exception_handler(GatewayError)
     async def refused(request: Request, error: Exception) -> Response:

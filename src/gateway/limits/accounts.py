@@ -57,12 +57,12 @@ class Accounts:
         """Create an account with an empty wallet; ``False`` where the id is taken."""
         created_ms = int(time.time() * 1000)
         fresh = await self._redis.call("HSETNX", keys.account(account), "created", created_ms)
-        if not fresh:
-            return False
-        await self._redis.call("HSET", keys.account(account), "name", name, *(("tier", tier) if tier else ()))
+        if fresh:
+            await self._redis.call("HSET", keys.account(account), "name", name, *(("tier", tier) if tier else ()))
+        # Also for one that exists: whoever began to make it may have been killed half-way.
         await self._redis.call("HSETNX", keys.wallet(account), "g", 0)
-        await self._redis.call("ZADD", keys.ACCOUNTS, created_ms, account)
-        return True
+        await self._redis.call("ZADD", keys.ACCOUNTS, "NX", created_ms, account)
+        return bool(fresh)
 
     async def get(self, account: str) -> Account | None:
         """One account, or ``None``."""

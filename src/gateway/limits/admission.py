@@ -61,7 +61,6 @@ class Admission:
         self._scripts: Scripts = books.scripts
         self._policy = books.policy
         self._nonces = itertools.count(int.from_bytes(os.urandom(8), "big") >> 1)
-        self._announced: dict[str, float] = {}
 
     async def reserve(self, ask: Ask) -> Reservation:
         """Admit one request.
@@ -162,7 +161,7 @@ class Admission:
     # The account's own decision.
 
     async def _ask_redis(self, stream: Stream, ask: Ask, calls: "_Calls") -> ReserveReply:
-        self._announce(ask.account)
+        self._books.reaper.announce(ask.account, self._policy.lease_s)
         reply = await retrying(lambda: self._reserve_once(stream, ask, calls), self._budget_s)
         if reply.code == _DEAD_HOLDS:
             await self._books.reaper.reap(ask.account, has_grace=False)
@@ -180,17 +179,6 @@ class Admission:
         )
         calls.answered += 1
         return reply
-
-    def _announce(self, account: str) -> None:
-        """Tell reapers where to look: sent before the stream's own call, once per account and lease."""
-        now = time.monotonic()
-        if now < self._announced.get(account, 0):
-            return
-        if len(self._announced) > 10_000:
-            self._announced = {name: until for name, until in self._announced.items() if until > now}
-        self._announced[account] = now + self._policy.lease_s
-        until_ms = int((time.time() + 2 * self._policy.lease_s) * 1000)
-        self._scripts.redis.call("ZADD", keys.ACTIVE, "GT", until_ms, account).add_done_callback(forget)
 
     def _withdraw(self, stream: Stream, slot: int, ask: Ask, shares: tuple[Share, ...]) -> None:
         """Nobody knows whether Redis admitted the stream: settle it with nothing, whichever is true."""

@@ -199,7 +199,7 @@ def _check_streams(
             yield _finding(at, "I6", f"stream {sid}", "open, since it has a lease", state, advice)
     held = sum(stream.held for stream in streams.values() if stream.state == "open")
     if held != wallet["h"]:
-        expected = f"{held} (the holds of its {len(streams)} open streams)"
+        expected = f"{held} (what its {len(streams)} open streams hold)"
         yield _finding(at, "I2", "held", expected, wallet["h"], _ROLLED_BACK + _ASK)
     if tally.rollback_ms < at.now_ms - _QUIET_AFTER_ROLLBACK_MS:  # what was lost is told again, as far as there is room
         for sid, stream in streams.items():

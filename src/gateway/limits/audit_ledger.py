@@ -31,6 +31,11 @@ class LedgerRow(msgspec.Struct, frozen=True):
         return int(self.id.partition("-")[0])
 
     @property
+    def is_use(self) -> bool:
+        """Whether it is about a stream."""
+        return self.op in ("post", "reap", "trueup")
+
+    @property
     def effect(self) -> tuple[int, int, int]:
         """What it adds to granted, spent and absorbed."""
         match self.op:

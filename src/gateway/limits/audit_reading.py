@@ -38,14 +38,14 @@ class LimitNames(msgspec.Struct):
     buckets: set[str] = msgspec.field(default_factory=set)
     slots: set[str] = msgspec.field(default_factory=set)
 
-    def add(self, kind: bytes, name: str) -> None:
+    def add(self, kind: str, name: str) -> None:
         """Note one key by the letter of its kind; other kinds are no limits."""
         match kind:
-            case b"b":
+            case "b":
                 self.windows.add(name)
-            case b"r":
+            case "r":
                 self.buckets.add(name)
-            case b"c":
+            case "c":
                 self.slots.add(name)
 
 
@@ -56,7 +56,7 @@ class Report(msgspec.Struct):
     skipped: list[Skipped] = msgspec.field(default_factory=list)
     accounts: int = 0
     open_streams: int = 0
-    finished_streams: int = 0
+    records: int = 0
     ledger_rows: int = 0
 
     def add(self, found: Finding | Skipped) -> None:
@@ -93,7 +93,7 @@ async def read_snapshot(redis: Redis, account: str, names: LimitNames, *, stream
         last_id=last_id.decode(),
         grants=_amounts(grants),
         created_ms=None if created is None else int(created),
-        windows={name: _amounts(flat) for name, flat in zip(windows, limits[0], strict=True) if flat},
+        windows={name: _amounts(flat) for name, flat in zip(windows, limits[0], strict=True)},
         buckets={name: None if it is None else it.decode() for name, it in zip(buckets, limits[1], strict=True)},
         slots={
             name: {sid.decode(): float(until) for sid, until in _pairs(flat)}
@@ -151,6 +151,7 @@ class Auditor:
         self._store = redis
         self._retention = retention or Retention()
         self._names: dict[str, LimitNames] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
         self.report = Report()
 
     async def run(self, account: str | None = None) -> Report:
@@ -158,13 +159,16 @@ class Auditor:
         suspects: list[tuple[str, str, str]] = []
         for server in await self._store.masters():
             suspects += [suspect async for suspect in self._scan(server, account)]
-        for name in [account] if account else await listed_accounts(self._store):
-            self._names.setdefault(name, LimitNames())
+        for name in await listed_accounts(self._store):
+            if account in (None, name):
+                self._names.setdefault(name, LimitNames())
         for name in sorted(self._names):
             await self._audit(name)
         for name, kind, rest in suspects:
             await self._confirm_key(name, kind, rest)
         self.report.accounts = len(self._names)
+        self.report.open_streams = sum(streams for streams, _ in self._sizes.values())
+        self.report.ledger_rows = sum(rows for _, rows in self._sizes.values())
         return self.report
 
     # One pass over all keys: which limits there are, and what is wrong with single keys.
@@ -174,10 +178,11 @@ class Auditor:
         cursor: Any = 0
         while True:
             cursor, found = await server.call("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
-            parsed = [match.groups() for key in found if (match := _KEY.fullmatch(key))]
+            parsed = [parts for key in found if (parts := _parts(key)) is not None]
             for name, kind, rest in parsed:
-                self._names.setdefault(name.decode(), LimitNames()).add(kind, rest.decode())
-            looked_at = [tuple(part.decode() for part in parts) for parts in parsed if parts[1] in (b"s", b"b", b"r")]
+                self._names.setdefault(name, LimitNames()).add(kind, rest)
+            looked_at = [parts for parts in parsed if parts[1] in ("s", "b", "r")]
+            self.report.records += sum(kind == "s" for _, kind, _ in looked_at)
             wrong = await asyncio.gather(*(self._look_at_key(*it) for it in looked_at))
             for suspect, finding in zip(looked_at, wrong, strict=True):
                 if finding is not None:
@@ -204,14 +209,12 @@ class Auditor:
         )
         subject = f"stream {sid}"
         if state == b"open":
-            self.report.open_streams += 1
             if lease is None:
                 return Finding(account, "I6", subject, "a lease, since it is open", "none", _relet(account, sid))
             if ttl >= 0:
                 advice = f"`PERSIST {key}`: its hold would never be given back."
                 return Finding(account, "ttl", subject, "no expiry, since it is open", f"{ttl} ms", advice)
         elif state is not None:
-            self.report.finished_streams += 1
             if ttl == -1:
                 advice = f"`PEXPIRE {key} {self._retention.stream_ms}`."
                 return Finding(account, "ttl", subject, "an expiry, since it is finished", "none", advice)
@@ -250,7 +253,7 @@ class Auditor:
         tally = Tally(self._retention)
         async for row in read_rows(self._store, account, after="", until=snapshot.last_id):
             tally.add(row)
-        self.report.ledger_rows += tally.rows
+        self._sizes[account] = (len(snapshot.leases), tally.rows)
         return [*check(snapshot, tally), *await self._compare_records(account, tally, snapshot)]
 
     def _learn(self, names: LimitNames, streams: dict[str, OpenStream]) -> bool:
@@ -278,6 +281,12 @@ class Auditor:
             for (sid, charged), record in zip(page, records, strict=True):
                 found += _differences(account, sid, charged, record)
         return found
+
+
+def _parts(key: bytes) -> tuple[str, str, str] | None:
+    """Account, kind and the rest of one of an account's keys."""
+    match = _KEY.fullmatch(key)
+    return None if match is None else (match[1].decode(), match[2].decode(), match[3].decode("utf-8", "replace"))
 
 
 def _relet(account: str, sid: str) -> str:

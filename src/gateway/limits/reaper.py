@@ -5,6 +5,8 @@ that was only frozen corrects the figure when it settles.
 """
 
 import asyncio
+import time
+from typing import Any
 
 from gateway.limits import keys
 from gateway.limits.allowances import Allowances
@@ -24,6 +26,22 @@ class Reaper:
         self._retention = retention
         self._grace_ms = int(grace_s * 1000)
         self._charge_held = charge_held
+        self._announced: dict[str, float] = {}
+
+    def announce(self, account: str, lease_s: float) -> None:
+        """Tell all reapers to look at an account: sent before a stream's own call, once per account and lease."""
+        now = time.monotonic()
+        if now < self._announced.get(account, 0):
+            return
+        if len(self._announced) > _ACCOUNTS_MAX:
+            self._announced = {name: until for name, until in self._announced.items() if until > now}
+        self._announced[account] = now + lease_s
+        until_ms = int((time.time() + 2 * lease_s) * 1000)
+        self._redis.call("ZADD", keys.ACTIVE, "GT", until_ms, account).add_done_callback(_forget)
+
+    def forget_announcements(self, account: str) -> None:
+        """Announce the account again with its next stream: Redis has lost something."""
+        self._announced.pop(account, None)
 
     async def reap(self, account: str, *, has_grace: bool = True) -> int:
         """Finish the account's abandoned streams; returns how many. Safe to run anywhere, any number of times."""
@@ -66,3 +84,9 @@ class Reaper:
     async def _server_time_ms(self) -> int:
         seconds, micros = await self._redis.call("TIME")
         return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _forget(done: asyncio.Future[Any]) -> None:
+    """An announcement that got lost is repeated with the next stream."""
+    if not done.cancelled():
+        done.exception()

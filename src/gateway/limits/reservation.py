@@ -195,7 +195,7 @@ class Reservation:
         growth = Growth(
             used=self.used,
             need=need,
-            target=max(need, self.used) + self._slice,
+            target=max(max(need, self.used) + self._slice, self.held),  # a hold never shrinks, least of all a lost one
             believed=self.held,
             tokens=self.tokens,
             is_beyond=self.tokens > self.tokens_taken,
@@ -222,6 +222,8 @@ class Reservation:
             return
         reply = done.result()
         if reply.code == _UNKNOWN and not self.is_settled:
+            self._books.reaper.forget_announcements(self.stream.account)
+            self._books.reaper.announce(self.stream.account, self._policy.lease_s)
             self._start_extend(self.used, revive=True)
             return
         if reply.code in (_DONE, _RECOVERING, _DEAD_HOLDS, _SUSPENDED):

@@ -17,7 +17,7 @@ from gateway.limits.allowances import Allowances
 from gateway.limits.redis import LuaSource, Redis
 
 _LUA = resources.files("gateway.limits") / "lua"
-_PRELUDE = (_LUA / "_prelude.lua").read_text()
+_PRELUDE = (_LUA / "_prelude.lua").read_text() + (_LUA / "_limits.lua").read_text()
 
 _STREAM_KEYS = "wallet record leases revision ledger windows* buckets* slots*"
 _RECOVERING = (20, -20)

@@ -40,10 +40,11 @@ def anthropic_headers(allowances: list[Allowance], now: float | None = None) -> 
 
 def _duration(seconds: float) -> str:
     """A duration as Go prints it: ``12ms``, ``1.5s``, ``6m0s``, ``1h2m3s``."""
-    if seconds < 1:
-        return f"{max(0, round(seconds * 1000))}ms"
-    if seconds < 60:
-        return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+    milliseconds = max(0, round(seconds * 1000))
+    if milliseconds < 1_000:
+        return f"{milliseconds}ms"
+    if milliseconds < 60_000:
+        return f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".") + "s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s"

@@ -1,4 +1,4 @@
--- Prepended to every script: numbers, time, token buckets, windows, the revision fence.
+-- Prepended to every script: numbers, time, the revision fence.
 --
 -- Amounts are integers in micro-USD. Lua's numbers are doubles, exact to 2^53: grants stop at 2^52 and HINCRBY adds in
 -- 64-bit integers. A script first reads and checks everything, then only writes, and its first write is a command that
@@ -6,7 +6,6 @@
 local MAX_AMOUNT = 4503599627370496
 local BARRIER_MS = 1500
 local REVISION_TTL_MS = 86400000
-local LONGEST_STREAM_MS = 172800000
 
 local function num(v) return v and tonumber(v) or 0 end
 
@@ -16,99 +15,6 @@ local function int(n) return string.format('%.0f', n + 0) end
 -- The server's clock, in ms, is the only clock for anything shared.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-
--- The limits of a stream are the last argument, in MessagePack; their keys are the last of KEYS, from index k:
---   {windows {limit p1 p2 p3 unit shadow}*, buckets {limit period_ms burst unit shadow}*, slots {max shadow}*}
--- unit: 0 counts requests, 1 tokens, 2 money. shadow: 1 is only reported, never enforced.
--- A rolling window has p1 = width of its parts in ms, p2 = their number, p3 = 0. A calendar window has three boundaries
--- in ms: p1 the period before, p2 this one, p3 the next, so that a caller's clock may be wrong by a whole period.
-local function limits_read(k)
-  local lists = cmsgpack.unpack(ARGV[#ARGV])
-  for _, list in ipairs(lists) do
-    for _, item in ipairs(list) do item.key, k = KEYS[k], k + 1 end
-  end
-  return lists[1], lists[2], lists[3]
-end
-
--- Token buckets {limit period_ms burst} in exact integers: the level is stored times period_ms, so that a refill is
--- elapsed_ms * limit. Sets level and full of each; all of them are read at once.
-local function buckets_read(buckets)
-  if #buckets == 0 then return end
-  local names = {}
-  for i, b in ipairs(buckets) do names[i] = b.key end
-  for i, v in ipairs(redis.call('MGET', unpack(names))) do
-    local b = buckets[i]
-    b.full = b[3] * b[2]
-    b.level = b.full
-    if v then
-      local level, last = string.match(v, '^(-?%d+) (%d+)$')
-      level, last = tonumber(level), tonumber(last)
-      -- A bucket dated more than a period ahead saw the clock step back: do not freeze it until the clock is there.
-      if last <= now + b[2] then b.level = math.min(b.full, level + math.max(now - last, 0) * b[1]) end
-    end
-  end
-end
-
--- A bucket may go into debt, by one burst at most. It expires when it would be full.
-local function bucket_write(b, level)
-  b.level = math.max(math.min(b.full, level), -b.full)
-  redis.call('SET', b.key, int(b.level) .. ' ' .. int(now),
-    'PX', int(math.ceil((b.full - b.level) / b[1]) + 1000))
-end
-
--- The part of a window that is now, and the oldest one that still counts.
-local function window_parts(w)
-  if w[4] == 0 then
-    local part = math.floor(now / w[2])
-    return part, part - w[3]
-  end
-  local part = now >= w[4] and w[4] or (now < w[3] and w[2] or w[3])
-  return part, part
-end
-
--- Sets sum, what was posted within a window, and held, what open streams hold of it; parts that left it are dropped.
-local function window_read(w)
-  local part, oldest = window_parts(w)
-  local v = redis.call('HMGET', w.key, 'lo', 'sum', 'h', 'b' .. int(part))
-  -- A calendar window is its one part: where its time zone was changed, parts that overlap it are not added to it.
-  local low, sum = tonumber(v[1] or part), num(w[4] > 0 and v[4] or v[2])
-  w.part, w.low, w.sum, w.held, w.posted = part, math.min(math.max(low, oldest), part), sum, num(v[3]), num(v[4])
-  if low < oldest then
-    local gone = {}
-    for i = low, w[4] == 0 and math.min(oldest - 1, low + w[3]) or low do
-      local amount = redis.call('HGET', w.key, 'b' .. int(i))
-      if amount then sum = sum - tonumber(amount); gone[#gone + 1] = 'b' .. int(i) end
-    end
-    if w[4] > 0 then sum = w.posted end
-    redis.call('HSET', w.key, 'lo', int(oldest), 'sum', int(sum))
-    if #gone > 0 then redis.call('HDEL', w.key, unpack(gone)) end
-    w.sum = sum
-  end
-end
-
--- Change what is held of a window that was read, and what is posted in it.
-local function window_write(w, held, posted)
-  if posted == 0 then
-    if held ~= 0 then redis.call('HSET', w.key, 'h', int(w.held + held)) end
-    return
-  end
-  redis.call('HSET', w.key, 'h', int(w.held + held), 'sum', int(w.sum + posted), 'lo', int(w.low),
-    'b' .. int(w.part), int(w.posted + posted))
-end
-
--- Keep a window for as long as a part of it counts or a stream that was admitted now may hold of it.
-local function window_keep(w)
-  redis.call('PEXPIRE', w.key, int((w[4] == 0 and w[2] * w[3] or w[4] - w[2]) + LONGEST_STREAM_MS))
-end
-
--- How many leases of a slots key run; those that ran out are only cleared away where they could be in the way.
-local function slots_taken(s)
-  local taken = redis.call('ZCARD', s.key)
-  if taken >= s[1] and redis.call('ZREMRANGEBYSCORE', s.key, '-inf', int(now)) > 0 then
-    taken = redis.call('ZCARD', s.key)
-  end
-  return taken
-end
 
 -- Every change on behalf of a gateway adds one to its revision of this account and is told to it. A gateway that knows
 -- of a higher revision than this Redis has proof that acknowledged changes were lost (a lagging replica was promoted,

@@ -81,7 +81,7 @@ for _, s in ipairs(slots) do
   redis.call('ZADD', s.key, lease_end, sid)
   if fresh then redis.call('PEXPIRE', s.key, LONGEST_STREAM_MS) end
 end
-local code = w[4] and -6 or (recovering and 20 or 1)
+local code = recovering and 20 or (w[4] and -6 or 1)
 held, available = held + grow, available - grow
 if code == 1 and held < need and redis.call('ZCOUNT', L, '-inf', int(now)) > 0 then code = -8 end
 return {code, held, available, advance(V, known, seen), math.floor(share * 1000), share_index, debt_ms}

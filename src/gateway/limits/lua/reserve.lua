@@ -102,7 +102,7 @@ local lease_end = int(now + lease)
 redis.call('HINCRBY', W, 'h', int(hold))
 redis.call('HSET', R, 'st', 'open', 'rq', request, 'no', nonce, 'h', int(hold), 'u', '0', 'c', '0', 'n', int(tokens),
   't0', int(now), 'm', ARGV[10], 'lim', ARGV[11])
-if r[1] then redis.call('PERSIST', R) end
+if r[1] then redis.call('PERSIST', R); redis.call('HDEL', R, 'out', 't1', 'o') end
 redis.call('ZADD', L, lease_end, sid)
 for _, x in ipairs(windows) do
   window_write(x, x[5] == 2 and hold or (x[5] == 1 and tokens or 1), 0)

@@ -43,9 +43,8 @@ for _, x in ipairs(windows) do
   local unit = x[5]
   window_read(x)
   if code == 1 then window_write(x, -before[unit], after[unit])
-  elseif code == 3 then window_write(x, 0, after[unit] - before[unit])
   else
-    window_write(x, 0, after[unit])
+    window_write(x, 0, code == 3 and after[unit] - before[unit] or after[unit])
     window_keep(x)
   end
 end

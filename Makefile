@@ -7,8 +7,11 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
+# Tests wait more than they compute: two at a time even on one core.
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types fmt bench bench-peers docs clean
+.PHONY: help run test lint types fmt bench bench-peers docs reliability clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,7 +33,7 @@ run: $(VENV)/.run ## start the gateway on 127.0.0.1:8080, or on GATEWAY_PORT
 	@exec $(BIN)/gateway serve
 
 test: $(VENV)/.dev ## run the whole suite
-	$(BIN)/python -m pytest -rs $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -rs $(ARGS)
 
 lint: $(VENV)/.dev ## style, names, import contracts
 	$(BIN)/ruff check src tests benchmarks
@@ -54,6 +57,11 @@ bench-peers: $(VENV)/.dev ## install LiteLLM into an environment of its own
 docs: $(VENV)/.run ## write the generated references anew
 	$(BIN)/gateway config reference > docs/configuration.md
 	$(BIN)/gateway api reference > docs/api.md
+
+reliability: $(VENV)/.dev ## run all fifty faults, the slow ones too, and write docs/reliability.md
+	rm -f build/reliability.json
+	$(BIN)/python -m pytest -m "slow or not slow" $$($(BIN)/python -m tests.reliability.table tests) tests/reliability $(ARGS); \
+	status=$$?; $(BIN)/python -m tests.reliability.table && exit $$status
 
 clean: ## remove what make made
 	rm -rf $(VENV) build src/*.egg-info

@@ -15,7 +15,6 @@ from gateway import __version__
 from gateway.config import Config, ConfigError, Environment
 from gateway.embedded_redis import EmbeddedRedis, NoRedis
 from gateway.entrance import Entrance
-from gateway.exchange import Patience, Services
 from gateway.http.admin import Admin, admin_router
 from gateway.http.admin_reports import reports_router
 from gateway.http.errors import add_error_handlers
@@ -45,6 +44,7 @@ from gateway.protocols.ai_sdk_4 import AiSdk4Server
 from gateway.protocols.openai_chat.server import OpenAiChatServer
 from gateway.protocols.wire import ServerRole
 from gateway.providers.transport import Transport
+from gateway.services import Patience, Services
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
 from gateway.watch import Watch
@@ -55,7 +55,7 @@ _log = structlog.get_logger()
 DEV_ACCOUNT = "dev"
 _DEV_CREDIT_MICROUSD = 10_000_000
 _FLUSH_S = 5.0
-_REDIS_WAIT_S = 10.0
+_REDIS_WAIT_S = 30.0
 
 # What an operator can do something about; the message says what, and nobody needs a traceback.
 START_UP_ERRORS = (ConfigError, NoRedis, UnfitRedis)
@@ -123,7 +123,7 @@ class Gateway:
         self._fastapi.include_router(streams_router(authenticator, Streams(redis)))
         if self._embedded is not None:
             await self._ensure_dev_account(accounts, api_keys)
-        revocations = Revocations(redis, lambda name: self._revoke(name, api_keys))
+        revocations = Revocations(redis, lambda name: self._revoke(name, accounts, api_keys))
         self._tasks.start(self.live.run(), "live")
         self._tasks.start(books.settlements.run(), "settlements")
         self._tasks.start(_reap_for_ever(books.reaper, self.config.holds.lease_s / 3), "reaper")
@@ -209,7 +209,8 @@ class Gateway:
         """Streams that run here, and how many this process is meant for."""
         return len(self.live), self.config.server.streams_max
 
-    def _revoke(self, name: str, api_keys: ApiKeys) -> None:
+    def _revoke(self, name: str, accounts: Accounts, api_keys: ApiKeys) -> None:
+        accounts.forget(name)
         api_keys.forget(name)
         self.live.revoke(name)
 

@@ -72,8 +72,7 @@ class Conduct:
     def judge(self, frames: Iterable[Frame], tokens: int, total: int, now: float) -> Verdict:
         """After ``tokens`` were forwarded in these frames, ``total`` with the input."""
         if self._tokens_max is not None and total >= self._tokens_max:
-            message = f"A request and its answer may have {self._tokens_max} tokens; the answer ends here."
-            return Verdict(cut=Cut(TOKEN_LIMIT, message))
+            return Verdict(cut=tokens_cut(self._tokens_max))
         verdict = self._judge_debt(now) if self._reservation.debt_ms else _NOTHING
         flow = self._flow
         if flow is None or verdict.cut is not None:
@@ -113,10 +112,10 @@ class Conduct:
         debt_s = self._debt_until - now
         return max(paced_s, min(debt_s, _DEBT_PAUSE_S_MAX) if debt_s >= _DEBT_PAUSE_S_MIN else 0.0)
 
-    @property
-    def debt_pause_s(self) -> float:
-        """Nothing beyond ``pause_s``, which waits for a debt too."""
-        return 0.0
+
+def tokens_cut(tokens_max: int) -> Cut:
+    """The end of an answer that has as many tokens as its tier allows."""
+    return Cut(TOKEN_LIMIT, f"A request and its answer may have {tokens_max} tokens; the answer ends here.")
 
 
 def any_token_limit(reservation: Reservation) -> bool:

@@ -12,17 +12,20 @@ import msgspec
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import ErrorCode, LimitExceeded, RequestError
 from gateway.canonical.request import Request
+from gateway.conduct import tokens_cut
+from gateway.endings import cut_for
 from gateway.entitlements import Entitlement, Entitlements, check_features
 from gateway.limits.admission import Admission, Ask
 from gateway.limits.allowances import Allowances, Bucket
 from gateway.limits.refusals import label_of
-from gateway.limits.reservation import Reservation
-from gateway.limits.scripts import HoldRange
+from gateway.limits.reservation import Reservation, Shortfall
+from gateway.limits.scripts import HoldRange, Posting
 from gateway.limits.tiers import Limits, Party, Rulebook, Tier, with_prompt_limit
 from gateway.metering.flow import prompt_digest
 from gateway.metering.meter import Meter
-from gateway.metering.quote import Quote, Wanted, bound, quote
+from gateway.metering.quote import Quote, Wanted, bound, cost_max, longest, quote
 from gateway.metering.tokens import TokenCounter, count_images, count_input, marks_cache
+from gateway.protocols.wire import Cut, Notice
 from gateway.router import Router, Target
 
 _PROMPT = "prompt"
@@ -45,18 +48,20 @@ class Knock(msgspec.Struct, frozen=True, kw_only=True):
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     """A request that may run. ``asks`` are its targets in order, each with the request bounded by what can be paid.
 
-    ``shadowed`` names limits that would have refused it and only watch.
+    ``bounds`` say for each what it means if the answer ends there; ``None`` where the bound is the client's own.
+    ``shadowed`` names limits that would have refused it and only watch; ``notices`` are told before the answer.
     ``allowances`` are those of the tier; what the reservation took may have more, behind them.
     """
 
     asks: tuple[tuple[Target, Request], ...]
+    bounds: tuple[Cut | None, ...]
     tier: Tier
     reservation: Reservation
     meter: Meter
     allowances: Allowances
     shadowed: tuple[str, ...]
     abuse: str
-    is_downgraded: bool
+    notices: tuple[Notice, ...]
 
 
 class Entrance:
@@ -90,17 +95,26 @@ class Entrance:
         rated = self._limits(knock, entitlement)
         limits = _with_prompt(rated, knock, tier)
         reservation = await self._reserve(knock, tier, limits, quoted)
-        payable = reservation.held if quoted.is_full else reservation.held + reservation.available
-        shadowed, abuse = await self._look_at_shadows(reservation, limits.own, tier, knock.caller.account)
+        try:
+            shadowed, abuse = await self._look_at_shadows(reservation, limits.own, tier, knock.caller.account)
+            payable = reservation.held if quoted.is_full else reservation.held + reservation.available
+            asks = tuple((target, _bounded(request, wanted, target, tier, payable)) for target in targets)
+            bounds = tuple(_bound_by(request, wanted, target, tier, asked) for target, asked in asks)
+        except BaseException:
+            reservation.settle(Posting(actual=0, outcome="failed", tokens=0, refund=True, usage=b"{}"))
+            raise
+        costs = [cost_max(wanted, target.terms, asked.output_tokens_max) for target, asked in asks]
+        reservation.cost_max = None if None in costs else max(cost for cost in costs if cost is not None)
         return Admitted(
-            asks=tuple((target, _bounded(request, wanted, target, tier, payable)) for target in targets),
+            asks=asks,
+            bounds=bounds,
             tier=tier,
             reservation=reservation,
             meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
             allowances=rated.own,
             shadowed=shadowed,
             abuse=abuse,
-            is_downgraded=entitlement.is_downgraded,
+            notices=_greeting(entitlement, tier, abuse),
         )
 
     def meter_for(self, target: Target, meter: Meter) -> Meter:
@@ -143,9 +157,10 @@ class Entrance:
     ) -> tuple[tuple[str, ...], str]:
         """The limits that would have refused, and what is done about a prompt that was sent too often."""
         if not reservation.shadowed:
-            return (), ""
+            return reservation.shared_shadowed, ""
         limits = [allowances.at(index) for index in reservation.shadowed]
-        names = tuple(label_of(limit) for limit in limits if not limit.name.startswith(f"{_PROMPT}."))
+        own = tuple(label_of(limit) for limit in limits if not limit.name.startswith(f"{_PROMPT}."))
+        names = own + reservation.shared_shadowed
         if not any(isinstance(limit, Bucket) and limit.name.startswith(f"{_PROMPT}.") for limit in limits):
             return names, ""
         action = tier.flow.identical_action
@@ -154,6 +169,18 @@ class Entrance:
         elif action == "downgrade":
             await self.entitlements.downgrade(account, tier)
         return names, "identical_prompts"
+
+
+def _greeting(entitlement: Entitlement, tier: Tier, abuse: str) -> tuple[Notice, ...]:
+    """What a client may want to know before its answer begins."""
+    notices = []
+    if entitlement.is_downgraded:
+        text = f"This answer comes from {entitlement.model}, a cheaper model."
+        notices.append(Notice(kind="downgrade", reason="downgraded", message=text))
+    if abuse and tier.flow.identical_action == "warn":
+        text = "Take care: the same prompt was sent too often in the last minutes."
+        notices.append(Notice(kind="warning", reason=ErrorCode.ABUSE_DETECTED.value, message=text))
+    return tuple(notices)
 
 
 def _with_prompt(limits: Limits, knock: Knock, tier: Tier) -> Limits:
@@ -192,3 +219,15 @@ def _bounded(request: Request, wanted: Wanted, target: Target, tier: Tier, payab
     """The request with its bound on output lowered to what can be paid and is allowed, where that is less."""
     tokens = bound(wanted, target.terms, payable, tier.tokens_per_request)
     return request if tokens is None else msgspec.structs.replace(request, output_tokens_max=tokens)
+
+
+def _bound_by(request: Request, wanted: Wanted, target: Target, tier: Tier, asked: Request) -> Cut | None:
+    """What ended an answer that reaches its bound: the credit or the tier, where they lowered it."""
+    tokens = asked.output_tokens_max
+    if tokens is None or tokens == request.output_tokens_max or request.choices > 1:
+        return None
+    if tier.tokens_per_request is not None and tokens >= tier.tokens_per_request - wanted.input:
+        return tokens_cut(tier.tokens_per_request)
+    if target.terms.is_held_full and tokens >= longest(wanted, target.terms):
+        return None
+    return cut_for(Shortfall.CREDITS_EXHAUSTED)[0]

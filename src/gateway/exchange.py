@@ -25,7 +25,7 @@ from gateway.canonical.errors import (
     ServiceUnavailable,
     StreamTruncated,
 )
-from gateway.canonical.events import Batch, Failure, Frame, Order
+from gateway.canonical.events import Batch, Failure, Finish, Frame, Order, Unified
 from gateway.canonical.request import Request
 from gateway.conduct import Conduct, budget_notice
 from gateway.downstream import Downstream
@@ -43,56 +43,21 @@ from gateway.endings import (
     cut_off,
     failed,
 )
-from gateway.entrance import Admitted, Entrance, Knock
+from gateway.entrance import Admitted, Knock
 from gateway.ledger import UsageRecord
 from gateway.limits.allowances import Unit
 from gateway.limits.scripts import Posting
-from gateway.live import LiveExchanges
 from gateway.metering.meter import Bill
-from gateway.protocols.wire import Allowance, Encoder, ServerRole, StreamMeta
+from gateway.protocols.wire import Allowance, Cut, Encoder, ServerRole, StreamMeta
 from gateway.providers.provider import Hangup
 from gateway.router import Calls, Target, Upstream
-from gateway.statistics import Statistics
-from gateway.tasks import TaskOwner
-from gateway.telemetry import Telemetry
+from gateway.services import Services, Wishes
 
 _log = structlog.get_logger()
 _Receive = Callable[[], Awaitable[Any]]
 
 _LAST_WORDS_S = 5.0
 _FIRST_BUDGET_MARK = 800
-
-
-class Patience(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an exchange waits for its client, in seconds.
-
-    The status line is held back for ``commit_s`` so that early failures are real HTTP errors; then it goes out, and
-    something harmless follows every ``heartbeat_s`` without data. A client that takes nothing for ``send_s`` is cut.
-    """
-
-    commit_s: float = 5.0
-    heartbeat_s: float = 10.0
-    send_s: float = 30.0
-
-
-class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """What every exchange works with; built once, by ``app.py``."""
-
-    entrance: Entrance
-    live: LiveExchanges
-    telemetry: Telemetry
-    statistics: Statistics
-    tasks: TaskOwner
-    observe_latency: Callable[[float, str], None]
-    patience: Patience = Patience()
-
-
-class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for in its headers. ``digest`` is of the request, where it names an idempotency key."""
-
-    idempotency_key: str = ""
-    digest: str = ""
-    notices: bool = False
 
 
 class Exchange:
@@ -125,6 +90,9 @@ class Exchange:
         self._tell_budget_at = _FIRST_BUDGET_MARK
         self._left_with: Bill | None = None
         self._is_whole = False
+        self._variant = ""
+        self._bound_by: Cut | None = None
+        self._is_at_bound = False
         self._left_at = 0.0
 
     async def run(self, receive: _Receive, downstream: Downstream) -> None:
@@ -168,11 +136,16 @@ class Exchange:
                 caller=self._caller,
                 protocol=self._protocol.name,
                 request_id=self._request_id,
-                facts=lambda variant: msgspec.json.encode(self._facts(variant=variant)),
+                facts=self._first_facts,
                 idempotency_key=wishes.idempotency_key,
                 digest=wishes.digest,
             )
         )
+
+    def _first_facts(self, variant: str) -> bytes:
+        """The record as far as it is known before anything ran, now that the variant of its limits is."""
+        self._variant = variant
+        return msgspec.json.encode(self._facts(variant=variant))
 
     def _begin(self, admitted: Admitted) -> None:
         """Take over what was admitted: from here on it has to be settled."""
@@ -204,12 +177,10 @@ class Exchange:
         )
 
     async def _refuse(self, error: GatewayError) -> None:
-        entitlements = self._services.entrance.entitlements
-        variant = entitlements.tier(self._caller.tier, self._caller.account).variant
         self._services.telemetry.refused(self._request_id, self._caller, error.code.value)
-        self._services.statistics.refused(self._caller.account, error.code.value, variant)
-        if isinstance(error, LimitExceeded) and error.counts is not None and error.amount is not None:
-            standing = Allowance(error.counts, error.amount, 0, error.retry_after_s or 0)
+        self._services.statistics.refused(self._caller.account, error.code.value, self._variant)
+        if isinstance(error, LimitExceeded) and error.counts is not None and error.standing is not None:
+            standing = Allowance(error.counts, *error.standing)
             self._downstream.add_headers(self._protocol.rate_headers([standing]))
         await self._downstream.reply(self._protocol.encode_error(error))
 
@@ -230,13 +201,16 @@ class Exchange:
         encoder = self._encoder_for(upstream.target)
         downstream, reservation = self._downstream, self._reservation
         batch: Batch | None = upstream.first
+        greeting = b"".join([encoder.notice(notice) for notice in self._admitted.notices])
         while batch is not None:
             self._last_batch_at = self._services.live.now
             payload, ending = await self._pay_and_encode(batch, encoder)
+            if greeting:
+                payload, greeting = greeting + payload, b""
             if ending is None and batch.is_last:
                 self._is_whole = True
-                ending = COMPLETE
-                payload += encoder.end(self._meter.reported or self._meter.counted)
+                last_words, ending = self._end(encoder)
+                payload += last_words
             if ending is None:
                 if payload:
                     await downstream.write(payload, encoder.headers)
@@ -252,6 +226,13 @@ class Exchange:
                 return ending
         raise StreamTruncated("The provider's stream ended early.", provider=upstream.target.provider.name)
 
+    def _end(self, encoder: Encoder) -> tuple[bytes, Ending]:
+        """The end of a whole answer; one that reached a bound of ours says so."""
+        usage = self._meter.reported or self._meter.counted
+        if self._is_at_bound and self._bound_by is not None:
+            return encoder.cut(self._bound_by, usage), cut_off(self._bound_by)
+        return encoder.end(usage), COMPLETE
+
     async def _open(self) -> Upstream:
         admitted = self._admitted
         upstream = await self._services.entrance.router.open(admitted.asks, self._calls)
@@ -259,7 +240,9 @@ class Exchange:
         self._first_event_at = time.monotonic()
         self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
         self._last_batch_at = self._services.live.now
-        if upstream.target is not admitted.asks[0][0]:
+        number = [target for target, _ in admitted.asks].index(upstream.target)
+        self._bound_by = admitted.bounds[number]
+        if number:
             self._meter = self._services.entrance.meter_for(upstream.target, self._meter)
         return upstream
 
@@ -274,6 +257,8 @@ class Exchange:
         """What of a batch may be sent, and the ending where it holds one. No frame passes that is not paid for."""
         frames, failure = self._check(batch.frames)
         ending = None if failure is None else failed(failure)
+        if self._has_rules:
+            return await self._pay_one_by_one(frames, encoder, ending)
         meter, reservation = self._meter, self._reservation
         tokens = sum([meter.weigh(frame) for frame in frames])
         cost = meter.cost_with(tokens)
@@ -285,47 +270,54 @@ class Exchange:
         payload = b"".join([encoder.encode(frame) for frame in frames])
         if reservation.used_permille >= self._tell_budget_at:
             payload = self._tell_budget(encoder) + payload
-        if self._has_rules and ending is None:
-            return await self._follow_rules(frames, tokens, payload, encoder)
         return payload, ending
 
     async def _pay_one_by_one(
         self, frames: list[Frame], encoder: Encoder, ending: Ending | None
     ) -> tuple[bytes, Ending | None]:
-        """The frames of a batch that is not covered as a whole: each waits for its hold, the first without is cut."""
+        """The frames of a batch of which not all may pass: each waits for its hold and for the tier's rules."""
         meter, reservation = self._meter, self._reservation
         out: list[bytes] = []
         for frame in frames:
             tokens = meter.weigh(frame)
             cost = meter.cost_with(tokens)
             if not reservation.covers(cost):
-                if sendable := b"".join(out):
-                    await self._downstream.write(sendable, encoder.headers)
-                out.clear()
+                await self._flush(out, encoder)
                 shortfall = await reservation.cover(cost)
                 if shortfall is not None:
                     cut, cut_ending = cut_for(shortfall)
                     return encoder.cut(cut, meter.counted), cut_ending
             reservation.use(cost)
             meter.forwarded(tokens)
+            reservation.tokens = meter.input + meter.output
+            if reservation.used_permille >= self._tell_budget_at:
+                out.append(self._tell_budget(encoder))
             out.append(encoder.encode(frame))
+            rule = await self._follow_rules(frame, tokens, out, encoder) if self._has_rules else None
+            if rule is not None:
+                return b"".join(out) + encoder.cut(rule, meter.counted), cut_off(rule)
         return b"".join(out), ending
 
-    async def _follow_rules(
-        self, frames: list[Frame], tokens: int, payload: bytes, encoder: Encoder
-    ) -> tuple[bytes, Ending | None]:
-        """The tier's rules for running streams: notices, slower, or the end."""
+    async def _flush(self, out: list[bytes], encoder: Encoder) -> None:
+        if sendable := b"".join(out):
+            await self._downstream.write(sendable, encoder.headers)
+        out.clear()
+
+    async def _follow_rules(self, frame: Frame, tokens: int, out: list[bytes], encoder: Encoder) -> Cut | None:
+        """The tier's rules for running streams: notices, slower, or the end, of which the reason is returned."""
         conduct, meter = self._conduct, self._meter
-        verdict = conduct.judge(frames, tokens, meter.input + meter.output, time.monotonic())
-        payload += b"".join([encoder.notice(notice) for notice in verdict.notices])
+        verdict = conduct.judge((frame,), tokens, meter.input + meter.output, time.monotonic())
+        out += [encoder.notice(notice) for notice in verdict.notices]
         if verdict.cut is not None:
-            return payload + encoder.cut(verdict.cut, meter.counted), cut_off(verdict.cut)
-        pause_s = max(conduct.pause_s(time.monotonic()), conduct.debt_pause_s)
+            return verdict.cut
+        pause_s = conduct.pause_s(time.monotonic())
+        if pause_s > 0:
+            await self._flush(out, encoder)
         while pause_s > 0:
             await asyncio.sleep(pause_s)
             self._last_batch_at = self._services.live.now
             pause_s = conduct.pause_s(time.monotonic())
-        return payload, None
+        return None
 
     def _tell_budget(self, encoder: Encoder) -> bytes:
         reservation = self._reservation
@@ -346,6 +338,10 @@ class Exchange:
                     self._order.check(event, provider)
                 except ProviderError as error:
                     return frames[:number], error
+                if self._bound_by is not None and isinstance(event, Finish) and event.reason.unified is Unified.LENGTH:
+                    # It ends where our bound says: the end of the stream tells why, in place of this one.
+                    self._is_at_bound = True
+                    frames[number] = Frame(tuple(other for other in frame.events if other is not event))
         return frames, None
 
     # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
@@ -397,7 +393,8 @@ class Exchange:
 
     def revoke(self, name: str) -> None:
         """An account was suspended or a key revoked: the answer ends here if it was this one's."""
-        if name in (self._caller.account, self._caller.subject):
+        caller = self._caller
+        if name == caller.account or (name == caller.subject and caller.method == "api_key"):
             self._interrupt(REVOKED)
 
     def _interrupt(self, ending: Ending) -> None:
@@ -435,7 +432,7 @@ class Exchange:
         """Hang up; after a whole answer the provider may take the connection back first, to be used again."""
         if self._upstream is None:
             return
-        if ending is COMPLETE:
+        if self._is_whole:
             await anext(self._upstream.batches, None)
         await self._upstream.batches.aclose()
 
@@ -490,7 +487,7 @@ class Exchange:
         return Course(
             was_read=self._upstream is not None or (has_left and target is not None),
             is_shown=self._meter.output > 0 and self._request.stream,
-            is_whole=self._is_whole and ending.outcome in (Outcome.COMPLETE, Outcome.CANCELLED),
+            is_whole=self._is_whole and ending.outcome in (Outcome.COMPLETE, Outcome.CANCELLED, Outcome.CUT),
             hangup=target.provider.hangup if target is not None else Hangup(),
             left_with=self._left_with,
         )

@@ -103,7 +103,6 @@ async def test_an_arm_has_its_own_limits_on_every_replica(stage: Fleet, is_wide:
     assert shown["variant"] == f"wider/{arm}"
 
 
-@pytest.mark.xfail(reason="A refusal is counted for the default tier where the key names no tier", strict=True)
 async def test_refusals_count_for_the_accounts_own_tier(stage: Fleet) -> None:
     before = (await report(stage, "paid"))["wide"]
     party = await in_arm(stage, "paid", "paying", is_wide=True)

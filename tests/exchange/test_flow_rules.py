@@ -193,7 +193,6 @@ async def test_a_stream_in_debt_is_paced_and_gets_to_its_end(stage: Fleet) -> No
     assert (await party.record())["outcome"] == "complete"
 
 
-@pytest.mark.xfail(reason="What is paid frame by frame follows no rules", strict=True)
 async def test_a_stream_with_little_held_follows_the_rules_too(stage: Fleet) -> None:
     party = await stage.party("loop-cut")
     # The hold of two tokens never covers what comes in one read.

@@ -60,7 +60,6 @@ async def test_after_it_ended_the_answer_says_what_it_cost(stage: Fleet) -> None
     assert len(stage.upstream.requests) == 1
 
 
-@pytest.mark.xfail(reason="A 409 that stays one does not say x-should-retry: false", strict=True)
 async def test_what_has_run_is_not_to_be_tried_again(stage: Fleet) -> None:
     party = await stage.party()
     assert (await party.post(headers=KEY)).status_code == 200

@@ -165,7 +165,6 @@ async def test_accounts_of_a_tier_share_its_streams(stage: Fleet) -> None:
     assert await other.codes(1) == [""]
 
 
-@pytest.mark.xfail(reason="Admission drops what shared capacity in shadow mode would have refused", strict=True)
 async def test_shared_capacity_in_shadow_mode_says_whom_it_would_have_refused(stage: Fleet) -> None:
     party = await stage.party("tier-shadow")
     assert await party.codes(3) == [""] * 3

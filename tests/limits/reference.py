@@ -147,9 +147,11 @@ class Account:
         level, last = self.buckets.get(bucket.name, (full, now))
         return min(full, level + (now - last) * bucket.limit)
 
-    def take(self, bucket: Bucket, amount: int, now: int) -> int:
+    def take(self, bucket: Bucket, amount: int, now: int, *, deep: bool = False) -> int:
         full = bucket.burst * bucket.period_ms
-        level = max(min(full, self.level(bucket, now) - amount * bucket.period_ms), -full)
+        level = min(full, self.level(bucket, now) - amount * bucket.period_ms)
+        if not deep:
+            level = max(level, -full)
         self.buckets[bucket.name] = (level, now)
         return level
 
@@ -335,7 +337,7 @@ class Account:
             self.window(window).held += (0, more, grow)[window.unit]
         for bucket in limits.buckets:
             if more and bucket.unit is Unit.TOKENS:
-                level = self.take(bucket, more, now)
+                level = self.take(bucket, more, now, deep=True)
                 if not bucket.is_shadow:
                     debt_ms = max(debt_ms, -(level // bucket.limit))
         return debt_ms

@@ -158,6 +158,11 @@ class RequestError(GatewayError):
 
     code = ErrorCode.INVALID_REQUEST
 
+    @property
+    def should_retry(self) -> bool | None:
+        # Clients take a 409 for one that passes; only a run that goes on does.
+        return False if self.code in (ErrorCode.CONFLICT, ErrorCode.IDEMPOTENCY_MISMATCH) else None
+
 
 class AuthenticationError(GatewayError):
     """No credential, or one we do not accept. The text is the same for an unknown key and a wrong secret."""
@@ -174,11 +179,12 @@ class PermissionDenied(GatewayError):
 class LimitExceeded(GatewayError):
     """An allowance is used up; ``retry_after_s`` says when it is worth trying again, ``None`` that it never is.
 
-    ``limit`` names what is limited and ``scope`` whose share it is; ``amount`` is the limit on requests or tokens.
+    ``limit`` names what is limited and ``scope`` whose share it is. ``standing`` is how a rate limit stands: the limit,
+    what is left, and the seconds until all of it is there again.
     """
 
     code = ErrorCode.RATE_LIMIT_EXCEEDED
-    amount: int | None = None
+    standing: tuple[int, int, float] | None = None
 
     def __init__(
         self,

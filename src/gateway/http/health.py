@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from gateway.exchange import Services
 from gateway.limits.redis import Redis, StoreUnavailable
+from gateway.services import Services
 from gateway.telemetry import METRICS_CONTENT_TYPE
 
 

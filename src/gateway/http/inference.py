@@ -14,7 +14,7 @@ from gateway.canonical.caller import Caller
 from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
 from gateway.downstream import Downstream
 from gateway.endings import broke_error
-from gateway.exchange import Exchange, Services, Wishes
+from gateway.exchange import Exchange
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.request_headers import idempotency_key
 from gateway.http.server_protocol import reset_of
@@ -22,6 +22,7 @@ from gateway.identity.authenticator import Authenticator
 from gateway.protocols.bodies import check_model_name
 from gateway.protocols.wire import Reply, ServerRole
 from gateway.router import ModelEntry
+from gateway.services import Services, Wishes
 
 _log = structlog.get_logger()
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from gateway.limits import keys
-from gateway.limits.revocations import revoke
+from gateway.limits.revocations import STANDING_PREFIX, revoke
 from gateway.limits.scripts import GrantReply, Scripts
 
 _STANDING_TTL_S = 5.0
@@ -93,7 +93,7 @@ class Accounts:
             await self._redis.call("HDEL", keys.account(account), "tier")
         else:
             await self._redis.call("HSET", keys.account(account), "tier", tier)
-        self._standings.pop(account, None)
+        await self._tell_all(account)
 
     async def suspend(self, account: str) -> None:
         """Refuse new requests and end those that run, here and on every other gateway within a second."""
@@ -108,7 +108,16 @@ class Accounts:
     async def downgrade(self, account: str, model: str, until: float) -> None:
         """Answer with another model until then (Unix seconds)."""
         await self._redis.call("HSET", keys.account(account), "down", model, "down_until", int(until * 1000))
+        await self._tell_all(account)
+
+    async def _tell_all(self, account: str) -> None:
+        """Have every gateway read the account's standing anew, within half a second."""
         self._standings.pop(account, None)
+        await revoke(self._redis, f"{STANDING_PREFIX}{account}")
+
+    def forget(self, name: str) -> None:
+        """Read the standing of ``standing:<account>`` anew: it was changed somewhere."""
+        self._standings.pop(name.removeprefix(STANDING_PREFIX), None)
 
     async def standing(self, account: str) -> Standing:
         """Which tier and model apply to the account, a few seconds old at most."""

@@ -16,7 +16,7 @@ from gateway.limits import keys
 from gateway.limits.alone import Alone
 from gateway.limits.journal import JournalFull
 from gateway.limits.redis import StoreUnavailable, retrying
-from gateway.limits.refusals import refusal, share_refusal
+from gateway.limits.refusals import label_of, refusal, share_refusal
 from gateway.limits.reservation import TOUCH_S, Books, Reservation
 from gateway.limits.scripts import HoldRange, Posting, ReserveReply, Scripts, Share, Stream
 from gateway.limits.settlements import Settlement, forget
@@ -72,9 +72,10 @@ class Admission:
         stream = self._stream(ask)
         slot = self._open_slot(stream, ask)
         shares: tuple[Share, ...] = ()
+        shadowed: tuple[str, ...] = ()
         calls = _Calls()
         try:
-            shares = await self._acquire(stream, ask)
+            shares, shadowed = await self._acquire(stream, ask)
             leased_at = time.monotonic()
             reply = await self._ask_redis(stream, ask, calls)
             if reply.code not in _ADMITTED:
@@ -99,6 +100,7 @@ class Admission:
         slice_min = 0 if ask.hold.takes_all else ask.hold.most - ask.hold.least
         reservation.grow_by(slice_min, tokens=ask.tokens)
         reservation.shares = shares
+        reservation.shared_shadowed = shadowed
         return reservation
 
     def _admit_alone(self, alone: Alone, stream: Stream, slot: int, ask: Ask) -> Reservation:
@@ -139,8 +141,10 @@ class Admission:
 
     # Capacity that accounts share, before money: it is given back where the account's own decision is no.
 
-    async def _acquire(self, stream: Stream, ask: Ask) -> tuple[Share, ...]:
+    async def _acquire(self, stream: Stream, ask: Ask) -> tuple[tuple[Share, ...], tuple[str, ...]]:
+        """The shares taken, and the labels of limits that would have refused and only watch."""
         taken: list[Share] = []
+        shadowed: list[str] = []
         for owner, allowances in ask.limits.shared:
             share = Share(owner=owner, allowances=allowances, estimate=ask.tokens, lease_ms=int(TOUCH_S * 3000))
             try:
@@ -152,7 +156,8 @@ class Admission:
                 self._release(stream, tuple(taken))
                 raise share_refusal(reply, allowances)
             taken.append(share)
-        return tuple(taken)
+            shadowed += (label_of(allowances.at(index)) for index in reply.shadowed)
+        return tuple(taken), tuple(shadowed)
 
     def _release(self, stream: Stream, shares: tuple[Share, ...]) -> None:
         for share in shares:

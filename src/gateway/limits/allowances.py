@@ -45,6 +45,11 @@ class Bucket(msgspec.Struct, frozen=True, array_like=True):
     unit: Unit = Unit.REQUESTS
     is_shadow: bool = False
 
+    def rate(self, remaining: int) -> "Rate":
+        """How it stands with so much left."""
+        reset_s = (self.burst - remaining) * self.period_ms / self.limit / 1000
+        return Rate(self.unit, self.limit, max(remaining, 0), reset_s)
+
 
 class Slots(msgspec.Struct, frozen=True, array_like=True):
     """A concurrency limit."""
@@ -122,9 +127,4 @@ class Allowances:
             known = tightest.get(bucket.unit)
             if not bucket.is_shadow and (known is None or remaining * known[1].burst < known[0] * bucket.burst):
                 tightest[bucket.unit] = (remaining, bucket)
-        return [_rate(bucket, remaining) for remaining, bucket in tightest.values()]
-
-
-def _rate(bucket: Bucket, remaining: int) -> Rate:
-    reset_s = (bucket.burst - remaining) * bucket.period_ms / bucket.limit / 1000
-    return Rate(bucket.unit, bucket.limit, max(remaining, 0), reset_s)
+        return [bucket.rate(remaining) for remaining, bucket in tightest.values()]

@@ -19,7 +19,12 @@ def refusal(reply: ReserveReply, allowances: Allowances, least: int) -> GatewayE
     """Why ``reserve`` said no. ``least`` is the hold it was asked for, in µ$."""
     match reply.code:
         case -3 | -4 | -5 | -7:
-            return limit_error(allowances.at(reply.index), reply.retry_after_ms, is_hopeless=reply.code == -7)
+            limit = allowances.at(reply.index)
+            error = limit_error(limit, reply.retry_after_ms, is_hopeless=reply.code == -7)
+            if isinstance(limit, Bucket) and reply.left:
+                rate = limit.rate(reply.left[0])
+                error.standing = (rate.limit, rate.left, rate.reset_s)
+            return error
         case -1:
             return PermissionDenied(
                 "The account of this credential does not exist here. Ask the operator to create it.",
@@ -63,16 +68,21 @@ def limit_error(limit: Window | Bucket | Slots, retry_after_ms: int, *, is_hopel
             code = ErrorCode.RATE_LIMIT_EXCEEDED
         case Window():
             word = _UNITS[limit.unit]
-            amount = f"${limit.limit / 1e6:.2f}" if limit.unit is Unit.MONEY else f"{limit.limit} {word}"
+            amount = _usd(limit.limit) if limit.unit is Unit.MONEY else f"{limit.limit} {word}"
             text = f"This {scope} may use {amount} in {_span(limit)}; it is used up or held by running requests."
             code = ErrorCode.BUDGET_EXCEEDED if limit.unit is Unit.MONEY else ErrorCode.RATE_LIMIT_EXCEEDED
     if is_hopeless:
         text += " This request alone needs more than that."
-    error = LimitExceeded(
+    return LimitExceeded(
         text, limit=word, scope=scope, code=code, retry_after_s=None if is_hopeless else retry_after_ms / 1000
     )
-    error.amount = limit.limit
-    return error
+
+
+def _usd(amount_microusd: int) -> str:
+    """Dollars with cents, and with more places where there are any."""
+    text = f"{amount_microusd / 1e6:.6f}".rstrip("0")
+    whole, _, places = text.partition(".")
+    return f"${whole}.{places:0<2}"
 
 
 def label_of(limit: Window | Bucket | Slots) -> str:
@@ -85,7 +95,11 @@ def _span(window: Window) -> str:
     width, parts, following = window.bounds
     if following:
         return f"a calendar {window.name.rpartition('.')[2]}"
-    return f"{width * parts / 3_600_000:g} h"
+    span_s = width * parts // 1000
+    for unit, seconds in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if span_s >= 2 * seconds or span_s == seconds:
+            return f"{span_s / seconds:g} {unit if span_s > seconds else unit[:-1]}"
+    return f"{span_s} s"
 
 
 def _repeated(reply: ReserveReply) -> RequestError:

@@ -99,6 +99,8 @@ class Reservation:
         self.debt_ms = 0
         self.is_settled = False
         self.shares: tuple[Share, ...] = ()
+        self.shared_shadowed: tuple[str, ...] = ()
+        self.cost_max: int | None = None
         self.on_settled: Callable[[], None] | None = None
         self._books = books
         self._policy = books.policy
@@ -135,6 +137,8 @@ class Reservation:
     def keep_ahead(self) -> None:
         """Ask for more in the background once half a slice is left; costs nothing otherwise."""
         if self.held - self.used >= self._slice // 2 or self._extending is not None or self._shortfall is not None:
+            return
+        if self.cost_max is not None and self.held >= self.cost_max:
             return
         if time.monotonic() >= self._dry_until:
             self._start_extend(self.used)
@@ -195,7 +199,7 @@ class Reservation:
         growth = Growth(
             used=self.used,
             need=need,
-            target=max(max(need, self.used) + self._slice, self.held),  # a hold never shrinks, least of all a lost one
+            target=self._target(need),
             believed=self.held,
             tokens=self.tokens,
             is_beyond=self.tokens > self.tokens_taken,
@@ -206,6 +210,13 @@ class Reservation:
         self._beat_at = now + self._policy.lease_s / 3
         future.add_done_callback(lambda done: self._extended(done, now))
         return future
+
+    def _target(self, need: int) -> int:
+        """The hold to ask for: a slice ahead, not beyond what the stream can cost at all, never less than there is."""
+        target = max(need, self.used) + self._slice
+        if self.cost_max is not None:
+            target = max(min(target, self.cost_max), need)
+        return max(target, self.held)
 
     def _measure(self, now: float) -> None:
         since, used = self._measured

@@ -15,10 +15,14 @@ _PAUSE_S = 0.5
 _KEPT_MS = 3_600_000
 
 KEY_PREFIX = "key:"
+STANDING_PREFIX = "standing:"
 
 
 class Revocations:
-    """Tells ``on_revoked`` of each account, or ``key:<id>``, that was suspended or revoked."""
+    """Tells ``on_revoked`` of each account, or ``key:<id>``, that was suspended or revoked.
+
+    The same list carries ``standing:<account>``, of which only what is remembered has to be read anew.
+    """
 
     def __init__(self, redis: Redis, on_revoked: Callable[[str], None]) -> None:
         self._redis = redis

@@ -59,7 +59,7 @@ def quote(wanted: Wanted, targets: Iterable[Terms]) -> Quote:
         output = slice_tokens
         first = 1
         if terms.is_held_full:
-            output = _longest(wanted, terms)
+            output = longest(wanted, terms)
             first = min(output, _FULL_TOKENS_MIN)
         is_full = is_full or terms.is_held_full
         least = max(least, _cost(wanted, terms, first))
@@ -69,7 +69,8 @@ def quote(wanted: Wanted, targets: Iterable[Terms]) -> Quote:
     )
 
 
-def _longest(wanted: Wanted, terms: Terms) -> int:
+def longest(wanted: Wanted, terms: Terms) -> int:
+    """The longest answer that is asked for, per choice, where the whole of it is held."""
     known = [bound for bound in (wanted.output, terms.output_tokens_max) if bound is not None]
     return min(known, default=_FULL_TOKENS)
 
@@ -87,6 +88,11 @@ def _input_picousd(wanted: Wanted, terms: Terms) -> int:
     return reading + wanted.images * price.image
 
 
+def cost_max(wanted: Wanted, terms: Terms, bound: int | None) -> int | None:
+    """What a request can cost at most, in µ$, where a bound on its output was sent; input as far as it was counted."""
+    return None if bound is None else _cost(wanted, terms, bound)
+
+
 def bound(wanted: Wanted, terms: Terms, payable: int, tokens_max: int | None) -> int | None:
     """The bound on output tokens per choice to send to the provider, or ``None`` to leave it to the request.
 
@@ -99,7 +105,7 @@ def bound(wanted: Wanted, terms: Terms, payable: int, tokens_max: int | None) ->
     if price:
         allowed.append((payable * 1_000_000 - _input_picousd(wanted, terms)) // (price * wanted.choices))
     if is_full:
-        allowed.append(_longest(wanted, terms))
+        allowed.append(longest(wanted, terms))
     if tokens_max is not None:
         allowed.append((tokens_max - wanted.input) // wanted.choices)
     if not allowed:

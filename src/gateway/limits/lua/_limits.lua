@@ -33,9 +33,12 @@ local function buckets_read(buckets)
   end
 end
 
--- A bucket may go into debt, by one burst at most. It expires when it would be full.
-local function bucket_write(b, level)
-  b.level = math.max(math.min(b.full, level), -b.full)
+-- A bucket may go into debt: as far as it takes while a stream runs (`deep`), and by one burst at most once the stream
+-- is settled, so that a figure that turns out lower does not give back more than was taken. It expires when it would
+-- be full.
+local function bucket_write(b, level, deep)
+  b.level = math.min(b.full, level)
+  if not deep then b.level = math.max(b.level, -b.full) end
   redis.call('SET', b.key, int(b.level) .. ' ' .. int(now),
     'PX', int(math.ceil((b.full - b.level) / b[1]) + 1000))
 end

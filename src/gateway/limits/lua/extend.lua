@@ -2,7 +2,7 @@
 -- Near the end of the balance a stream gets less: its share of half of it, but at least what takes it to `need`,
 -- the hold without which it cannot go on. Where even that is not there nothing is taken, and others may have it.
 -- `tokens` is the total so far: what goes beyond the estimate of the admission is taken from the token limits now,
--- which may go into debt; below it the buckets are left out. `stored` is empty, or what re-creates a record that Redis has lost.
+-- which may go into debt; below it the buckets are left out. `stored` is empty, or what re-creates a lost record.
 -- KEYS: wallet record leases revision ledger windows* buckets* slots*
 -- ARGV: sid request nonce used need target believed lease_ms seen tokens stored limits
 -- returns {code, held, available, revision, used_permille, used_index, debt_ms}
@@ -72,7 +72,7 @@ if more > 0 then
   buckets_read(buckets)
   for _, b in ipairs(buckets) do
     if b[4] == 1 then
-      bucket_write(b, b.level - more * b[2])
+      bucket_write(b, b.level - more * b[2], true)
       if b.level < 0 and b[5] == 0 then debt_ms = math.max(debt_ms, math.ceil(-b.level / b[1])) end
     end
   end

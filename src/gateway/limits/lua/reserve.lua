@@ -5,7 +5,7 @@
 -- ARGV: sid request nonce least most fair lease_ms seen tokens facts stored limits
 -- returns {code, index, retry_after_ms, held, available, revision, used_permille, used_index, {shadowed}, {left}}
 --   index, used_index and shadowed count windows, then buckets, then slots, from 1; used_index 0 is the balance
---   left: what each bucket still has, in its unit
+--   left: what each bucket still has, in its unit; of a refusal, what the one that refused has
 --   1 admitted   2 admitted before (own retry)   3 runs already   4 finished (held = what it was charged)
 --   5 the id was used for another request
 --  -1 no wallet  -2 no credit  -3 window full  -4 bucket empty  -5 slots full  -6 suspended
@@ -23,8 +23,8 @@ local available = granted - num(w[2]) - num(w[3])
 local known = num(redis.call('GET', V))
 local r = redis.call('HMGET', R, 'st', 'rq', 'no', 'h', 'c', 'o', 'out')
 
-local function answer(code, index, retry_ms, held)
-  return {code, index or 0, retry_ms or 0, held or 0, available, known, 0, 0, {}, {}}
+local function answer(code, index, retry_ms, held, left)
+  return {code, index or 0, retry_ms or 0, held or 0, available, known, 0, 0, {}, {left}}
 end
 
 if r[1] then
@@ -83,7 +83,7 @@ for i, b in ipairs(buckets) do
   if b.need > b.level then
     if b[5] == 1 then b.need, shadowed[#shadowed + 1] = 0, #windows + i
     elseif cost > b[3] then return answer(-7, #windows + i)
-    else return answer(-4, #windows + i, math.ceil((b.need - b.level) / b[1])) end
+    else return answer(-4, #windows + i, math.ceil((b.need - b.level) / b[1]), 0, math.floor(b.level / b[2])) end
   end
 end
 for i, s in ipairs(slots) do

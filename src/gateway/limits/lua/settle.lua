@@ -63,7 +63,7 @@ redis.call('HDEL', R, 'm', 'lim')
 redis.call('PEXPIRE', R, int(retention))
 local revision = advance(V, known, seen)
 -- A stream that Redis never admitted and that cost nothing is no movement.
-if code == 4 and charge == 0 and absorbed == 0 and outcome == 'failed' then return {code, 0, 0, revision, recovering} end
+if code == 4 and charge + absorbed == 0 and outcome == 'failed' then return {code, 0, 0, revision, recovering} end
 redis.call('XADD', G, 'MINID', '~', int(now - ledger_keep), '*', 'op', code == 3 and 'trueup' or 'post',
   'sid', sid, 'd', int(delta), 'o', int(absorbed), 'out', outcome, 'rec', usage)
 return {code, charge, absorbed, revision, recovering}

@@ -98,9 +98,9 @@ def _error(error: GatewayError) -> dict[str, Any]:
 
 def _error_type(code: ErrorCode) -> str:
     match code:
-        case ErrorCode.CREDITS_EXHAUSTED:
+        case ErrorCode.CREDITS_EXHAUSTED | ErrorCode.BUDGET_EXCEEDED:
             return "insufficient_quota"
-        case ErrorCode.RATE_LIMIT_EXCEEDED | ErrorCode.CONCURRENCY_LIMIT_EXCEEDED | ErrorCode.PROVIDER_RATE_LIMITED:
+        case _ if code.http_status == 429:
             return "rate_limit_error"
         case _ if code.http_status == 503:
             return "service_unavailable_error"

@@ -1,0 +1,43 @@
+"""What every exchange works with, how patient it is, and what its client asked for beside the request."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.entrance import Entrance
+from gateway.live import LiveExchanges
+from gateway.statistics import Statistics
+from gateway.tasks import TaskOwner
+from gateway.telemetry import Telemetry
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an exchange waits for its client, in seconds.
+
+    The status line is held back for ``commit_s`` so that early failures are real HTTP errors; then it goes out, and
+    something harmless follows every ``heartbeat_s`` without data. A client that takes nothing for ``send_s`` is cut.
+    """
+
+    commit_s: float = 5.0
+    heartbeat_s: float = 10.0
+    send_s: float = 30.0
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """What every exchange works with; built once, by ``app.py``."""
+
+    entrance: Entrance
+    live: LiveExchanges
+    telemetry: Telemetry
+    statistics: Statistics
+    tasks: TaskOwner
+    observe_latency: Callable[[float, str], None]
+    patience: Patience = Patience()
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for in its headers. ``digest`` is of the request, where it names an idempotency key."""
+
+    idempotency_key: str = ""
+    digest: str = ""
+    notices: bool = False

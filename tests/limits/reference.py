@@ -174,7 +174,9 @@ class Account:
         known = self.revisions[who.gateway]
 
         def answer(code: int, index: int = 0, retry_ms: int = 0, held: int = 0) -> tuple[object, ...]:
-            return code, index, retry_ms, held, self.available, known, 0, 0, [], []
+            empty = [bucket for bucket in who.limits.buckets if code == -4 and who.limits.at(index) is bucket]
+            left = [self.level(bucket, now) // bucket.period_ms for bucket in empty]
+            return code, index, retry_ms, held, self.available, known, 0, 0, [], left
 
         record = self.records.get(who.sid)
         if record is not None:

@@ -31,7 +31,7 @@ async def test_a_missing_bucket_is_full_and_is_emptied_one_by_one(teller: Teller
     await teller.grant(1000)
     replies = [await teller.reserve(sid) for sid in "abcd"]
     assert [reply.code for reply in replies] == [1, 1, 1, -4]
-    assert [reply.left for reply in replies] == [[2], [1], [0], []]
+    assert [reply.left for reply in replies] == [[2], [1], [0], [0]]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,17 @@ class TestTokens:
         teller.set_clock(START_MS + debt_ms)
         assert (await teller.reserve("t", tokens=0)).code == 1
 
-    async def test_debt_is_one_burst_at_most(self, teller: Teller) -> None:
+    async def test_debt_is_one_burst_at_most_once_the_stream_is_settled(self, teller: Teller) -> None:
         await teller.reserve("s", tokens=1000)
-        assert (await teller.extend("s", tokens=10**9)).debt_ms == 60_000
-        await teller.settle("s", 5, tokens=2 * 10**9)
+        assert (await teller.extend("s", tokens=10**6)).debt_ms == (10**6 - 1000) * 60
+        await teller.settle("s", 5, tokens=2 * 10**6)
         assert self.left(teller) == (-1000, 9)
+
+    async def test_a_figure_that_turns_out_lower_forgives_no_more_than_was_taken(self, teller: Teller) -> None:
+        await teller.reserve("s", tokens=1000)
+        await teller.extend("s", tokens=1900)
+        await teller.settle("s", 5, tokens=1800)
+        assert self.left(teller) == (-800, 9)
 
     async def test_a_correction_after_a_reap_counts_once(self, teller: Teller) -> None:
         await teller.reserve("s", tokens=400)

@@ -16,7 +16,7 @@ import msgspec
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import AuthenticationError, ErrorCode, ServiceUnavailable
 from gateway.limits import keys
-from gateway.limits.redis import Redis, StoreUnavailable
+from gateway.limits.redis import Redis, StoreUnavailable, retrying
 from gateway.limits.revocations import KEY_PREFIX, revoke
 
 PREFIX = "gw-"
@@ -25,6 +25,8 @@ _ID_LENGTH = 12
 _TOKEN_MAX = 128
 
 _CACHE_S = 3.0
+# A revocation is urgent: Redis is asked again for this long before it is said to have failed.
+_REVOKE_S = 5.0
 # With Redis away, a key that was seen this recently is still believed; running streams are not asked at all.
 _STALE_S = 60.0
 _CACHE_MAX = 20_000
@@ -80,9 +82,10 @@ class ApiKeys:
 
     async def revoke(self, account: str, key_id: str) -> bool:
         """Refuse a key from now on; ``False`` where the account has no such key."""
-        if not await self._redis.call("SISMEMBER", keys.account_keys(account), key_id):
+        redis, now_ms = self._redis, int(time.time() * 1000)
+        if not await retrying(lambda: redis.call("SISMEMBER", keys.account_keys(account), key_id), _REVOKE_S):
             return False
-        await self._redis.call("HSET", keys.api_key(key_id), "revoked", int(time.time() * 1000))
+        await retrying(lambda: redis.call("HSET", keys.api_key(key_id), "revoked", now_ms), _REVOKE_S)
         self._cache.pop(key_id, None)
         await revoke(self._redis, f"{KEY_PREFIX}{key_id}")
         return True

@@ -6,10 +6,12 @@ from typing import Any
 import msgspec
 
 from gateway.limits import keys
+from gateway.limits.redis import retrying
 from gateway.limits.revocations import STANDING_PREFIX, revoke
 from gateway.limits.scripts import GrantReply, Scripts
 
 _STANDING_TTL_S = 5.0
+_SUSPEND_S = 5.0
 _STANDINGS_MAX = 10_000
 
 
@@ -97,7 +99,7 @@ class Accounts:
 
     async def suspend(self, account: str) -> None:
         """Refuse new requests and end those that run, here and on every other gateway within a second."""
-        await self._redis.call("HSET", keys.wallet(account), "x", 1)
+        await retrying(lambda: self._redis.call("HSET", keys.wallet(account), "x", 1), _SUSPEND_S)
         await revoke(self._redis, account)
 
     async def resume(self, account: str) -> None:

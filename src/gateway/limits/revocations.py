@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 
 from gateway.limits import keys
-from gateway.limits.redis import Redis, StoreUnavailable
+from gateway.limits.redis import Redis, StoreUnavailable, retrying
 
 _PAUSE_S = 0.5
 _KEPT_MS = 3_600_000
+_BUDGET_S = 5.0
 
 KEY_PREFIX = "key:"
 STANDING_PREFIX = "standing:"
@@ -60,7 +61,7 @@ class Revocations:
 
 
 async def revoke(redis: Redis, name: str) -> None:
-    """Put an account, or ``key:<id>``, on the list; what is old on it goes."""
+    """Put an account, or ``key:<id>``, on the list; what is old on it goes. Tried for a while: it is urgent."""
     now_ms = int(time.time() * 1000)
-    await redis.call("ZADD", keys.REVOKED, now_ms, name)
-    await redis.call("ZREMRANGEBYSCORE", keys.REVOKED, "-inf", now_ms - _KEPT_MS)
+    await retrying(lambda: redis.call("ZADD", keys.REVOKED, now_ms, name), _BUDGET_S)
+    await retrying(lambda: redis.call("ZREMRANGEBYSCORE", keys.REVOKED, "-inf", now_ms - _KEPT_MS), _BUDGET_S)

@@ -11,8 +11,10 @@ from fastapi import FastAPI
 
 from gateway.app import inference_roles
 from gateway.canonical.errors import ErrorCode
+from gateway.config import Config
 from gateway.http.admin import Admin, admin_router
 from gateway.http.admin_reports import reports_router
+from gateway.http.count_tokens import count_router
 from gateway.http.health import health_router
 from gateway.http.inference import models_router
 from gateway.http.streams import streams_router
@@ -55,6 +57,7 @@ def _document() -> dict[str, Any]:
     nothing: Any = None
     app = FastAPI()
     app.include_router(models_router(nothing, nothing))
+    app.include_router(count_router(nothing, nothing, body_bytes_max=0))
     app.include_router(health_router(nothing, nothing))
     app.include_router(streams_router(nothing, nothing))
     admin = Admin(key="", accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())
@@ -66,7 +69,7 @@ def _document() -> dict[str, Any]:
 def _inference() -> Iterator[str]:
     yield from ("## Inference", "", "Wants an API key or a JWT, and a body of `application/json`.", "")
     yield from ("| endpoint | |", "|---|---|")
-    for path, role in inference_roles().items():
+    for path, role in inference_roles(Config()).items():
         yield f"| `POST {path}` | {_first_line(type(role).__doc__)} {_first_line(role.decode_request.__doc__)} |"
     yield from ("", "| header of the request | |", "|---|---|")
     yield from (f"| `{name}` | {text} |" for name, text in _REQUEST_HEADERS.items())

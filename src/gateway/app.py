@@ -17,6 +17,7 @@ from gateway.embedded_redis import EmbeddedRedis, NoRedis
 from gateway.entrance import Entrance
 from gateway.http.admin import Admin, admin_router
 from gateway.http.admin_reports import reports_router
+from gateway.http.count_tokens import count_router
 from gateway.http.errors import add_error_handlers
 from gateway.http.front import Front
 from gateway.http.health import health_router
@@ -40,8 +41,13 @@ from gateway.limits.settlements import Settlement, Settlements
 from gateway.limits.tiers import Rulebook
 from gateway.live import LiveExchanges
 from gateway.metering import tokens
-from gateway.protocols.ai_sdk_4 import AiSdk4Server
+from gateway.protocols.ai_sdk_4 import AiSdk4Server, DataStreamEncoder
+from gateway.protocols.ai_sdk_ui.server import AiSdkCompletionServer, AiSdkUiServer
+from gateway.protocols.anthropic_messages.server import AnthropicMessagesServer
 from gateway.protocols.openai_chat.server import OpenAiChatServer
+from gateway.protocols.openai_completions import OpenAiCompletionsServer
+from gateway.protocols.openai_embeddings import OpenAiEmbeddingsServer
+from gateway.protocols.openai_responses.server import OpenAiResponsesServer
 from gateway.protocols.wire import ServerRole
 from gateway.providers.transport import Transport
 from gateway.services import Patience, Services
@@ -82,7 +88,10 @@ class Gateway:
             redirect_slashes=False,
         )
         self.app = Front(self._fastapi, cors_origins=config.server.cors_origins)
-        add_error_handlers(self._fastapi, {"/api/": AiSdk4Server()}, OpenAiChatServer())
+        anthropic = AnthropicMessagesServer()
+        envelopes: dict[str, ServerRole] = {"/api/": AiSdk4Server()}
+        envelopes |= {"/v1/messages": anthropic, "anthropic-version": anthropic}
+        add_error_handlers(self._fastapi, envelopes, OpenAiChatServer())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -225,10 +234,11 @@ class Gateway:
         body_bytes_max = self.config.server.body_bytes_max
         endpoints = {
             path: InferenceEndpoint(role, authenticator, services, body_bytes_max=body_bytes_max)
-            for path, role in inference_roles().items()
+            for path, role in inference_roles(self.config).items()
         }
         self.app.direct.update(endpoints)
         self._fastapi.router.routes.extend(inference_routes(endpoints))
+        self._fastapi.include_router(count_router(authenticator, services, body_bytes_max=body_bytes_max))
         self._fastapi.include_router(models_router(authenticator, services))
         self._fastapi.include_router(health_router(services, redis))
 
@@ -247,9 +257,20 @@ class Gateway:
         self.dev_key = path.read_text().strip()
 
 
-def inference_roles() -> dict[str, ServerRole]:
+def inference_roles(config: Config) -> dict[str, ServerRole]:
     """The paths that models answer, each with the protocol it speaks."""
-    return {"/v1/chat/completions": OpenAiChatServer(), "/api/ai/chat-stream": AiSdk4Server()}
+    return {
+        "/v1/chat/completions": OpenAiChatServer(),
+        "/v1/responses": OpenAiResponsesServer(),
+        "/v1/completions": OpenAiCompletionsServer(),
+        "/v1/embeddings": OpenAiEmbeddingsServer(),
+        "/v1/messages": AnthropicMessagesServer(),
+        "/api/ai/chat-stream": AiSdk4Server(),
+        "/api/chat": AiSdkUiServer(default_model=config.chat.default_model, compat=config.chat.ui_stream_compat),
+        "/api/completion": AiSdkCompletionServer(
+            DataStreamEncoder, default_model=config.chat.default_model, compat=config.chat.ui_stream_compat
+        ),
+    }
 
 
 async def _reap_for_ever(reaper: Reaper, pause_s: float) -> None:

@@ -30,6 +30,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+EndpointName = Literal[
+    "openai_chat",
+    "openai_responses",
+    "openai_completions",
+    "openai_embeddings",
+    "anthropic_messages",
+    "ai_sdk_4",
+    "ai_sdk_ui",
+]
+
+
 class PriceConfig(_Section):
     """What tokens cost, in USD per million tokens."""
 
@@ -182,7 +193,7 @@ class TierConfig(_Section):
         description="What the tier may do: `stream`, `tools`, `images`, `documents`, `audio`, `reasoning`, "
         "`structured_output`, `choices`; all where unset.",
     )
-    endpoints: tuple[Literal["openai_chat", "ai_sdk_4"], ...] | None = Field(
+    endpoints: tuple[EndpointName, ...] | None = Field(
         None, description="Which endpoints the tier may use, by protocol; all where unset."
     )
     strategy: Literal["fixed", "load", "trust", "adaptive"] = Field(
@@ -276,6 +287,17 @@ class ServerConfig(_Section):
     cors_origins: tuple[str, ...] = Field(("*",), description="Browser origins that may call; empty for none.")
 
 
+class ChatConfig(_Section):
+    """The AI SDK's routes, `/api/chat` and `/api/completion`."""
+
+    default_model: str | None = Field(
+        None, pattern=r"^[!-~]{1,256}$", description="The model of a request that names none."
+    )
+    ui_stream_compat: Literal["5-strict", "5", "6", "7"] = Field(
+        "5-strict", description="What the stream may hold: `5-strict` is what AI SDK 5.0.0 already takes."
+    )
+
+
 class RedisConfig(_Section):
     """What is expected of Redis."""
 
@@ -315,6 +337,7 @@ class Config(_Section):
         "or requests are refused. Where money counts they always are.",
     )
     holds: HoldConfig = Field(HoldConfig(), description="How credit is held.")
+    chat: ChatConfig = Field(ChatConfig(), description="The AI SDK's routes.")
     redis: RedisConfig = Field(RedisConfig(), description="What is expected of Redis.")
     server: ServerConfig = Field(ServerConfig(), description="The HTTP side.")
     log: LogConfig = Field(LogConfig(), description="Logging.")

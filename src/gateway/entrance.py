@@ -16,7 +16,7 @@ from gateway.conduct import tokens_cut
 from gateway.endings import cut_for
 from gateway.entitlements import Entitlement, Entitlements, check_features
 from gateway.limits.admission import Admission, Ask
-from gateway.limits.allowances import Allowances, Bucket
+from gateway.limits.allowances import Allowances, Bucket, Unit
 from gateway.limits.refusals import label_of
 from gateway.limits.reservation import Reservation, Shortfall
 from gateway.limits.scripts import HoldRange, Posting
@@ -25,12 +25,14 @@ from gateway.metering.flow import prompt_digest
 from gateway.metering.meter import Meter
 from gateway.metering.quote import Quote, Wanted, bound, cost_max, longest, quote
 from gateway.metering.tokens import TokenCounter, count_images, count_input, marks_cache
-from gateway.protocols.wire import Cut, Notice
+from gateway.protocols.wire import Allowance, Cut, Notice
 from gateway.router import Router, Target
 
 _PROMPT = "prompt"
 # A prompt that is sent again and again is answered this much later, where the tier paces it.
 _REPETITION_PAUSE_S = 1.0
+# https://platform.openai.com/docs/api-reference/embeddings/create#input
+_EMBEDDED_TOKENS_MAX = 300_000
 
 
 class Knock(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     allowances: Allowances
     shadowed: tuple[str, ...]
     abuse: str
+    standing: list[Allowance]
     notices: tuple[Notice, ...]
 
 
@@ -85,10 +88,13 @@ class Entrance:
         """Raises a ``GatewayError`` where the request may not run; then nothing was taken."""
         request = knock.request
         entitlement = await self.entitlements.of(knock.caller, request.model)
+        if request.embedding is not None:  # a cheaper model's vectors cannot be compared with this one's
+            entitlement = msgspec.structs.replace(entitlement, model=request.model, is_downgraded=False)
         tier = entitlement.tier
         check_features(tier, request, knock.protocol)
         reasons = request.effort is not None or request.thinking is not None or request.bills_unseen
         targets = self.router.resolve(entitlement.model, reasons=reasons)
+        _check_prices(request, targets)
         count = self._counters(targets[0].tokenizer)
         wanted = await _count(request, count, tier)
         quoted = quote(wanted, [target.terms for target in targets])
@@ -114,6 +120,7 @@ class Entrance:
             allowances=rated.own,
             shadowed=shadowed,
             abuse=abuse,
+            standing=_standing(rated.own, reservation),
             notices=_greeting(entitlement, tier, abuse),
         )
 
@@ -171,6 +178,14 @@ class Entrance:
         return names, "identical_prompts"
 
 
+def _standing(allowances: Allowances, reservation: Reservation) -> list[Allowance]:
+    """How the tightest limits on requests and on tokens stand."""
+    return [
+        Allowance("tokens" if rate.unit is Unit.TOKENS else "requests", rate.limit, rate.left, rate.reset_s)
+        for rate in allowances.rates(reservation.left)
+    ]
+
+
 def _greeting(entitlement: Entitlement, tier: Tier, abuse: str) -> tuple[Notice, ...]:
     """What a client may want to know before its answer begins."""
     notices = []
@@ -198,8 +213,23 @@ def _with_prompt(limits: Limits, knock: Knock, tier: Tier) -> Limits:
     return Limits(own, limits.shared)
 
 
+def _check_prices(request: Request, targets: tuple[Target, ...]) -> None:
+    if request.embedding is None and any(target.terms.price.is_input_only for target in targets):
+        raise RequestError(
+            f"The model {request.model!r} has no price for output, so it is there for embeddings only.",
+            code=ErrorCode.MODEL_UNPRICED,
+            param="model",
+        )
+
+
 async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
     tokens = await count_input(request, count)
+    if request.embedding is not None and tokens > _EMBEDDED_TOKENS_MAX:
+        raise RequestError(
+            f"The inputs have {tokens} tokens together; {_EMBEDDED_TOKENS_MAX} are allowed in one request.",
+            code=ErrorCode.TOKENS_PER_REQUEST_EXCEEDED,
+            param="input",
+        )
     if tier.tokens_per_request is not None and tokens >= tier.tokens_per_request:
         raise RequestError(
             f"The request has {tokens} tokens; this account's tier allows {tier.tokens_per_request} for a request and "

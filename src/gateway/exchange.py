@@ -45,7 +45,6 @@ from gateway.endings import (
 )
 from gateway.entrance import Admitted, Knock
 from gateway.ledger import UsageRecord
-from gateway.limits.allowances import Unit
 from gateway.limits.scripts import Posting
 from gateway.metering.meter import Bill
 from gateway.protocols.wire import Allowance, Cut, Encoder, ServerRole, StreamMeta
@@ -154,13 +153,8 @@ class Exchange:
         self._meter = admitted.meter
         self._conduct = Conduct(admitted.tier, admitted.reservation, self._started_at, self._downgrade)
         self._has_rules = self._conduct.is_needed
-        rates = admitted.allowances.rates(admitted.reservation.left)
-        standing = [
-            Allowance("tokens" if rate.unit is Unit.TOKENS else "requests", rate.limit, rate.left, rate.reset_s)
-            for rate in rates
-        ]
         stream_id = (b"x-gateway-stream-id", admitted.reservation.stream.sid.encode())
-        self._downstream.add_headers((stream_id, *self._protocol.rate_headers(standing)))
+        self._downstream.add_headers((stream_id, *self._protocol.rate_headers(admitted.standing)))
 
     def _downgrade(self) -> None:
         entitlements, account = self._services.entrance.entitlements, self._caller.account
@@ -177,6 +171,7 @@ class Exchange:
         )
 
     async def _refuse(self, error: GatewayError) -> None:
+        error.request_id = self._request_id
         self._services.telemetry.refused(self._request_id, self._caller, error.code.value)
         self._services.statistics.refused(self._caller.account, error.code.value, self._variant)
         if isinstance(error, LimitExceeded) and error.counts is not None and error.standing is not None:
@@ -248,10 +243,19 @@ class Exchange:
 
     def _encoder_for(self, target: Target | None) -> Encoder:
         if self._encoder is None:
-            wire = target.provider.wire if target is not None else None
-            meta = StreamMeta(self._request_id, int(time.time()), wire, self._wishes.notices)
-            self._encoder = self._protocol.encoder(self._request, meta)
+            self._encoder = self._new_encoder(target.provider.wire if target is not None else None)
         return self._encoder
+
+    def _new_encoder(self, wire: str | None) -> Encoder:
+        meta = StreamMeta(
+            self._request_id,
+            int(time.time()),
+            wire,
+            wants_notices=self._wishes.notices,
+            input_tokens=self._meter.input,
+            cost_microusd=lambda: self._meter.bill(complete=self._is_whole).cost_microusd,
+        )
+        return self._protocol.encoder(self._request, meta)
 
     async def _pay_and_encode(self, batch: Batch, encoder: Encoder) -> tuple[bytes, Ending | None]:
         """What of a batch may be sent, and the ending where it holds one. No frame passes that is not paid for."""
@@ -382,7 +386,7 @@ class Exchange:
     def _beat(self) -> None:
         if not self._request.stream or self._downstream.is_finished:
             return
-        encoder = self._encoder_for(self._upstream.target if self._upstream is not None else None)
+        encoder = self._encoder or self._new_encoder(None)  # not kept: nobody knows yet in which format it will answer
         if encoder.heartbeat:
             self._services.tasks.start(self._downstream.write(encoder.heartbeat, encoder.headers), "heartbeat")
 
@@ -415,6 +419,7 @@ class Exchange:
                 encoder = self._encoder_for(None)
                 await self._downstream.finish(encoder.cut(REVOKED_CUT, self._meter.counted), encoder.headers)
             elif not self._downstream.is_started:
+                ending.error.request_id = self._request_id
                 await self._downstream.reply(self._protocol.encode_error(ending.error))
             else:
                 encoder = self._encoder_for(None)

@@ -44,6 +44,7 @@ from gateway.router import ModelOptions, Router
 from gateway.wiring_watch import check_experiments
 
 _DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
+_DEMO_EMBEDDINGS_PRICE = PriceSchedule(Price(input=20_000, output=0))
 _FORMATS: dict[str, Callable[[], ClientRole]] = {"openai": OpenAiChatClient, "anthropic": AnthropicMessagesClient}
 
 
@@ -136,7 +137,7 @@ def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
 def _prices(config: Config) -> PriceBook:
     if config.credits == "off":
         return PriceBook({}, everything=FREE)
-    own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE}
+    own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE, "demo/embed": _DEMO_EMBEDDINGS_PRICE}
     for name, provider in config.providers.items():
         if provider.price is not None:
             own[f"{name}/*"] = _price(provider.price)

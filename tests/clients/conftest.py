@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from tests.harness import GatewayProcess
@@ -56,6 +57,13 @@ async def key(gateway: GatewayProcess) -> str:
 async def client(gateway: GatewayProcess, key: str) -> AsyncIterator[AsyncOpenAI]:
     """OpenAI's own client, pointed at the gateway."""
     async with AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=key, max_retries=0) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def claude(gateway: GatewayProcess, key: str) -> AsyncIterator[AsyncAnthropic]:
+    """Anthropic's own client, pointed at the gateway."""
+    async with AsyncAnthropic(base_url=gateway.base_url, api_key=key, max_retries=0) as running:
         yield running
 
 

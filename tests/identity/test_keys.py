@@ -179,6 +179,10 @@ class TestCredential:
     def test_one_bearer_credential_is_taken(self, value: bytes) -> None:
         assert credential([(b"accept", b"*/*"), (b"authorization", value)]) == "t"
 
+    @pytest.mark.parametrize("bearers", [[], [(b"authorization", b"Bearer t")]])
+    def test_the_same_may_come_as_an_api_key(self, bearers: list[tuple[bytes, bytes]]) -> None:
+        assert credential([*bearers, (b"x-api-key", b" t ")]) == "t"
+
     @pytest.mark.parametrize(
         "headers",
         [
@@ -189,7 +193,11 @@ class TestCredential:
             [(b"authorization", b"Basic dDp0")],
             [(b"authorization", b"Bearer \xe9")],
             [(b"authorization", b"Bearer a"), (b"authorization", b"Bearer a")],
-            [(b"x-api-key", b"t")],
+            [(b"x-api-key", b"")],
+            [(b"x-api-key", b"\xe9")],
+            [(b"x-api-key", b"t"), (b"x-api-key", b"t")],
+            [(b"authorization", b"Bearer a"), (b"x-api-key", b"b")],
+            [(b"authorization", b"Basic dDp0"), (b"x-api-key", b"t")],
         ],
     )
     def test_anything_else_is_refused(self, headers: list[tuple[bytes, bytes]]) -> None:

@@ -35,6 +35,7 @@ class ErrorCode(StrEnum):
     IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     MODEL_NOT_FOUND = "model_not_found"
+    PREVIOUS_RESPONSE_NOT_FOUND = "previous_response_not_found"
     MODEL_UNPRICED = "model_unpriced"
     INVALID_API_KEY = "invalid_api_key"
     TOKEN_EXPIRED = "token_expired"
@@ -71,6 +72,7 @@ class ErrorCode(StrEnum):
                 | ErrorCode.INVALID_VALUE
                 | ErrorCode.UNSUPPORTED_VALUE
                 | ErrorCode.PROVIDER_REJECTED
+                | ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND
                 | ErrorCode.TOKENS_PER_REQUEST_EXCEEDED
             ):
                 return 400
@@ -128,10 +130,11 @@ class GatewayError(Exception):
     """Root of every error that a client may be told about.
 
     ``param`` names the field that is wrong, in the client's own spelling. ``retry_after_s`` is ``None`` where waiting
-    is not known to help.
+    is not known to help. ``request_id`` is set by whoever answers; some envelopes repeat it.
     """
 
     code: ErrorCode = ErrorCode.INTERNAL_ERROR
+    request_id: str | None = None
 
     def __init__(
         self,

@@ -109,6 +109,12 @@ class UsageReport(Event, frozen=True):
     usage: Usage
 
 
+class Embeddings(Event, frozen=True):
+    """The vectors of a request's inputs, in their order, each as JSON: numbers, or base64 of little-endian float32."""
+
+    vectors: tuple[msgspec.Raw, ...]
+
+
 class Finish(Event, frozen=True):
     """The last event of a choice."""
 
@@ -153,7 +159,7 @@ class Phase(StrEnum):
 _CONTENT: tuple[type[Event], ...] = (TextDelta, RefusalDelta, ReasoningDelta, ReasoningEnd, RedactedReasoning)
 
 # The legal order of events, per choice: phase → event → next phase. What is not listed is illegal.
-# MessageStart, UsageReport and Failure belong to the whole stream and are legal at any time.
+# MessageStart, UsageReport, Embeddings and Failure belong to the whole stream and are legal at any time.
 TRANSITIONS: dict[Phase, dict[type[Event], Phase]] = {
     Phase.OPEN: {
         **dict.fromkeys(_CONTENT, Phase.OPEN),
@@ -170,7 +176,7 @@ TRANSITIONS: dict[Phase, dict[type[Event], Phase]] = {
     },
     Phase.FINISHED: {},
 }
-_WHOLE_STREAM = frozenset((MessageStart, UsageReport, Failure))
+_WHOLE_STREAM = frozenset((MessageStart, UsageReport, Embeddings, Failure))
 
 
 class Order:

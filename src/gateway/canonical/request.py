@@ -24,6 +24,12 @@ class Text(Part, frozen=True):
     cache: CacheMarker | None = None
 
 
+class Tokens(Part, frozen=True):
+    """Words that the client has made into a tokenizer's numbers itself; only models for embeddings take them."""
+
+    ids: tuple[int, ...]
+
+
 class Image(Part, frozen=True):
     """A picture: either ``url``, or ``data`` in base64 with its ``media_type``."""
 
@@ -88,9 +94,10 @@ class ToolResult(Part, frozen=True):
 
 
 class Opaque(Part, frozen=True):
-    """Something only the client's own format knows; ``name`` is the vendor's word for it."""
+    """Something only the client's own format knows; ``name`` is the vendor's word for it, ``text`` what is counted."""
 
     name: str
+    text: str = ""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -137,14 +144,23 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
 
 
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """Which vectors are wanted: how long, ``None`` for the model's own length, and whether as base64 or as numbers."""
+
+    dimensions: int | None = None
+    is_base64: bool = False
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request for a model's answer.
 
     ``format`` names the protocol it came in. ``model`` is as the client wrote it. ``output_tokens_max`` is per choice,
     ``None`` where the client sets no bound. ``effort`` is the reasoning effort; ``thinking`` the Anthropic-shaped
     object where a client sent one. ``bills_unseen`` says that it asks for something that is billed and not
-    sent. ``raw`` maps the fields of the client's body to their JSON text, and ``untranslatable`` names those
-    among them whose meaning another format would lose.
+    sent. With ``embedding`` a vector of each message is wanted and no answer; then ``output_tokens_max`` is 0.
+    ``headers`` are those that a provider of the same format needs to understand the body.
+    ``raw`` maps the fields of the client's body to their JSON text, and ``untranslatable`` names those among them
+    whose meaning another format would lose.
     """
 
     format: str
@@ -162,6 +178,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
     thinking: dict[str, Any] | None = None
     user: str | None = None
+    headers: dict[str, str] = {}
     bills_unseen: bool = False
+    embedding: Embedding | None = None
     raw: dict[str, msgspec.Raw] = {}
     untranslatable: tuple[str, ...] = ()

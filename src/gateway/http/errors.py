@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
-from gateway.http.front import REFUSAL
+from gateway.http.front import REFUSAL, REQUEST_ID
 from gateway.limits.redis import StoreUnavailable
 from gateway.protocols.wire import Reply, ServerRole
 
@@ -30,11 +30,16 @@ _CODES = {
 
 
 def add_error_handlers(app: FastAPI, envelopes: dict[str, ServerRole], default: ServerRole) -> None:
-    """``envelopes`` maps path prefixes to the protocol whose envelope is used below them."""
+    """``envelopes`` maps path prefixes to the protocol whose envelope is used below them.
+
+    A name without a slash is a header: who sends it gets that envelope on the paths of the default one.
+    """
 
     def answer(request: Request, error: GatewayError) -> Response:
         path = request.scope["path"]
-        role = next((role for prefix, role in envelopes.items() if path.startswith(prefix)), default)
+        headers = request.headers
+        role = next((role for key, role in envelopes.items() if path.startswith(key) or key in headers), default)
+        error.request_id = request.scope.get(REQUEST_ID)
         return _response(role.encode_error(error))
 
     async def on_gateway_error(request: Request, error: Exception) -> Response:

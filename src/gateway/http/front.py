@@ -29,7 +29,10 @@ _EXPOSED = (
     b"x-request-id, x-gateway-stream-id, retry-after, x-should-retry, "
     b"x-vercel-ai-data-stream, x-vercel-ai-ui-message-stream, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    b"request-id, anthropic-ratelimit-requests-limit, anthropic-ratelimit-requests-remaining, "
+    b"anthropic-ratelimit-requests-reset, anthropic-ratelimit-tokens-limit, anthropic-ratelimit-tokens-remaining, "
+    b"anthropic-ratelimit-tokens-reset"
 )
 _CREDENTIALS = frozenset(
     ("key", "api_key", "api-key", "apikey", "x-api-key", "access_token", "token", "auth", "authorization", "secret")

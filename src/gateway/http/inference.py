@@ -19,6 +19,7 @@ from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.request_headers import idempotency_key
 from gateway.http.server_protocol import reset_of
 from gateway.identity.authenticator import Authenticator
+from gateway.protocols.anthropic_messages.listing import model_object, model_page
 from gateway.protocols.bodies import check_model_name
 from gateway.protocols.wire import Reply, ServerRole
 from gateway.router import ModelEntry
@@ -50,13 +51,13 @@ class InferenceEndpoint:
         try:
             self._check_draining()
             caller = await self._authenticator.authenticate(scope["headers"], scope.get("client"))
-            _check_media_type(scope)
+            check_media_type(scope)
             body = await read_body(scope, receive, self._body_bytes_max)
             self._check_draining()  # a body may have taken its time
-            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-            request = self._protocol.decode_request(body, query)
+            request = self._protocol.decode_request(body, query_of(scope))
             wishes = _wishes(scope, body)
         except GatewayError as error:
+            error.request_id = request_id
             self._services.telemetry.refused(request_id, caller, error.code.value)
             await downstream.reply(_closing(self._protocol.encode_error(error), error))
             return
@@ -72,6 +73,20 @@ class InferenceEndpoint:
             raise ServiceUnavailable(
                 "The gateway is stopping; send the request again.", code=ErrorCode.DRAINING, retry_after_s=1
             )
+
+
+_VERSION = "anthropic-version"
+_READ_BY_PROTOCOLS = (_VERSION.encode(), b"anthropic-beta")
+
+
+def query_of(scope: Scope) -> dict[str, str]:
+    """What stands in the address, and the headers that some protocol reads beside it, by their names."""
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    for wanted in _READ_BY_PROTOCOLS:
+        values = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+        if values:
+            query[wanted.decode()] = ",".join(values)
+    return query
 
 
 _NO_WISHES = Wishes()
@@ -96,7 +111,8 @@ def _closing(reply: Reply, error: GatewayError) -> Reply:
     return Reply(reply.status, (*reply.headers, (b"connection", b"close")), reply.body)
 
 
-def _check_media_type(scope: Scope) -> None:
+def check_media_type(scope: Scope) -> None:
+    """Raises ``RequestError`` for a body that is not said to be JSON in UTF-8."""
     content_type = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -150,14 +166,16 @@ def inference_routes(endpoints: dict[str, InferenceEndpoint]) -> list[Route]:
 
 
 def models_router(authenticator: Authenticator, services: Services) -> APIRouter:
-    """``GET /v1/models`` and ``GET /v1/models/{id}``."""
+    """``GET /v1/models`` and ``GET /v1/models/{id}``; who sends ``anthropic-version`` gets Anthropic's shape."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="List the models this credential may use")
     async def list_models(request: Request) -> Response:
         caller = await authenticator.authenticate(request.scope["headers"], request.scope.get("client"))
         entries = [entry for entry in services.entrance.router.models() if caller.may_use(entry.id)]
-        return _json({"object": "list", "data": [_model(entry) for entry in entries]})
+        if _VERSION in request.headers:
+            return json_response(model_page([entry.id for entry in entries], request.query_params))
+        return json_response({"object": "list", "data": [_model(entry) for entry in entries]})
 
     @router.get("/{model_id:path}", summary="One model")
     async def get_model(request: Request, model_id: str) -> Response:
@@ -171,7 +189,7 @@ def models_router(authenticator: Authenticator, services: Services) -> APIRouter
             entry = ModelEntry(model_id, target.provider.name)
         if not caller.may_use(entry.id):
             raise _no_such_model()
-        return _json(_model(entry))
+        return json_response(model_object(entry.id) if _VERSION in request.headers else _model(entry))
 
     return router
 
@@ -184,5 +202,6 @@ def _model(entry: ModelEntry) -> dict[str, object]:
     return {"id": entry.id, "object": "model", "created": _LISTED_SINCE, "owned_by": entry.owned_by}
 
 
-def _json(value: object) -> Response:
+def json_response(value: object) -> Response:
+    """An answer of the framework's, for what is not a stream."""
     return Response(msgspec.json.encode(value), media_type="application/json")

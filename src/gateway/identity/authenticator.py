@@ -12,7 +12,7 @@ from gateway.identity import keys
 from gateway.identity.attempts import FailedAttempts
 from gateway.identity.jwt import JwtVerifier
 
-_MISSING = "No credential: send Authorization: Bearer <API key or token>."
+_MISSING = "No credential: send Authorization: Bearer <API key or token>, or the same as x-api-key."
 
 
 class Authenticator:
@@ -58,14 +58,34 @@ class Authenticator:
 
 
 def credential(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The one bearer credential of a request; two would leave it open which of them counts."""
-    values = [value for name, value in headers if name == b"authorization"]
-    if not values:
+    """The one credential of a request, as bearer or as ``x-api-key``; two would leave it open which of them counts."""
+    bearers: list[bytes] = []
+    api_keys: list[bytes] = []
+    for name, value in headers:
+        if name == b"authorization":
+            bearers.append(value)
+        elif name == b"x-api-key":
+            api_keys.append(value)
+    if len(bearers) > 1 or len(api_keys) > 1:
+        which = "Authorization" if len(bearers) > 1 else "x-api-key"
+        raise AuthenticationError(f"More than one {which} header.", code=ErrorCode.INVALID_REQUEST)
+    tokens = {_bearer(value) for value in bearers} | {_token(value.decode("latin-1")) for value in api_keys}
+    if not tokens:
         raise AuthenticationError(_MISSING)
-    if len(values) > 1:
-        raise AuthenticationError("More than one Authorization header.", code=ErrorCode.INVALID_REQUEST)
-    scheme, _, token = values[0].decode("latin-1").partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token or not token.isascii():
+    if len(tokens) > 1:
+        raise AuthenticationError("Authorization and x-api-key differ; send one.", code=ErrorCode.INVALID_REQUEST)
+    return tokens.pop()
+
+
+def _bearer(value: bytes) -> str:
+    scheme, _, token = value.decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer":
+        raise AuthenticationError(_MISSING)
+    return _token(token)
+
+
+def _token(text: str) -> str:
+    token = text.strip()
+    if not token or not token.isascii():
         raise AuthenticationError(_MISSING)
     return token

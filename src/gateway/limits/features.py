@@ -4,6 +4,8 @@ from gateway.canonical.request import Audio, Document, Image, Part, Request, Too
 
 FEATURES = ("stream", "tools", "images", "documents", "audio", "reasoning", "structured_output", "choices")
 
+# Fields of a body in which a client asks for tools that its provider runs.
+_HOSTED_TOOLS = ("tools[", "mcp_servers", "web_search_options")
 _OF_PARTS = {Image: "images", Document: "documents", Audio: "audio"}
 
 
@@ -11,7 +13,7 @@ def features_of(request: Request) -> set[str]:
     """The features a request needs, by the names the configuration uses."""
     needs = {
         "stream": request.stream,
-        "tools": bool(request.tools),
+        "tools": bool(request.tools) or any(name.startswith(_HOSTED_TOOLS) for name in request.untranslatable),
         "reasoning": request.effort is not None or request.thinking is not None,
         "structured_output": request.json_schema is not None,
         "choices": request.choices > 1,

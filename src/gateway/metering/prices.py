@@ -58,11 +58,13 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 class PriceSchedule(msgspec.Struct, frozen=True):
     """A model's prices; some charge all tokens of a long prompt more.
 
-    ``tiers`` lists (input tokens from which it applies, price), ascending.
+    ``tiers`` lists (input tokens from which it applies, price), ascending. ``is_input_only`` says that nobody named a
+    price for output: fit for embeddings, and for nothing that writes.
     """
 
     base: Price
     tiers: tuple[tuple[int, Price], ...] = ()
+    is_input_only: bool = False
 
     def at(self, input_tokens: int) -> Price:
         """The price of a request with this much input."""
@@ -143,11 +145,12 @@ def _from_book(vendor: str, model: str) -> PriceSchedule | None:
     except LookupError:
         return None
     prices = found.get_prices(datetime.now(tz=UTC))
-    if prices.input_mtok is None or prices.output_mtok is None:
+    if prices.input_mtok is None:
         return None
     starts = sorted({tier.start for kind in _KINDS for tier in _tiers(getattr(prices, kind))})
     # The book's tiers apply beyond their start, ours from theirs on.
-    return PriceSchedule(_price_at(prices, 0), tuple((start + 1, _price_at(prices, start + 1)) for start in starts))
+    tiers = tuple((start + 1, _price_at(prices, start + 1)) for start in starts)
+    return PriceSchedule(_price_at(prices, 0), tiers, is_input_only=prices.output_mtok is None)
 
 
 _KINDS = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "output_reasoning_mtok")

@@ -14,7 +14,18 @@ from typing import TypeAlias
 
 import msgspec
 
-from gateway.canonical.request import Audio, Document, Image, Message, Part, Reasoning, Request, ToolCall, ToolResult
+from gateway.canonical.request import (
+    Audio,
+    Document,
+    Image,
+    Message,
+    Part,
+    Reasoning,
+    Request,
+    Tokens,
+    ToolCall,
+    ToolResult,
+)
 
 try:
     from rs_bpe import openai as _bpe
@@ -61,7 +72,9 @@ def tokenizer_of(model: str) -> str:
 async def count_input(request: Request, count: TokenCounter) -> int:
     """Tokens of everything a request sends to the model, as far as it can be known before the provider says."""
     texts = list(_texts(request))
-    fixed = _PER_REQUEST + _PER_MESSAGE * len(request.messages) + sum(map(_attachments, request.messages))
+    fixed = sum(map(_attachments, request.messages))
+    if request.embedding is None:  # whose inputs stand alone: no roles, nothing between them
+        fixed += _PER_REQUEST + _PER_MESSAGE * len(request.messages)
     if sum(map(len, texts)) <= _SLICE_CHARACTERS:
         return fixed + sum(map(count, texts))
     tokens = fixed
@@ -107,7 +120,7 @@ def _part_texts(part: Part) -> Iterable[str]:
                 yield from _part_texts(inner)
         case Reasoning():
             yield part.text or part.redacted
-        case Image() | Document() | Audio():
+        case Image() | Document() | Audio() | Tokens():
             return
         case _:
             yield getattr(part, "text", "")
@@ -120,6 +133,8 @@ def _attachments(message: Message) -> int:
         for item in inner:
             if isinstance(item, Image):
                 tokens += _PER_IMAGE
+            elif isinstance(item, Tokens):
+                tokens += len(item.ids)
             elif isinstance(item, Document | Audio):
                 tokens += len(item.data or "") // _BYTES_PER_TOKEN_OF_FILE
     return tokens

@@ -59,16 +59,7 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         _UNAMBIGUOUS.decode(text)
         return value
     except msgspec.ValidationError as error:
-        message = str(error)
-        where = _WHERE.search(message)
-        path = where.group(1) if where else ""
-        missing = _MISSING.search(message)
-        if missing:
-            path = f"{path}.{missing.group(1)}".lstrip(".")
-        text = _ENUM.sub("This value is not allowed here", _WHERE.sub("", message))
-        raise RequestError(
-            f"{path}: {text}." if path else f"{text}.", code=ErrorCode.INVALID_VALUE, param=path or None
-        ) from None
+        raise invalid_value(error) from None
     except UnicodeDecodeError as error:
         raise RequestError(f"The body is not valid UTF-8 (byte {error.start}).", code=ErrorCode.INVALID_JSON) from None
     except msgspec.DecodeError as error:
@@ -77,6 +68,20 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         raise RequestError(
             f"The body is not valid JSON (character {error.pos}).", code=ErrorCode.INVALID_JSON
         ) from None
+
+
+def invalid_value(error: msgspec.ValidationError, inside: str = "") -> RequestError:
+    """What msgspec found wrong, with its place in the body; ``inside`` is the place of what was decoded."""
+    message = str(error)
+    where = _WHERE.search(message)
+    path = where.group(1) if where else ""
+    missing = _MISSING.search(message)
+    if missing:
+        path = f"{path}.{missing.group(1)}".lstrip(".")
+    if inside:
+        path = f"{inside}.{path}" if path else inside
+    text = _ENUM.sub("This value is not allowed here", _WHERE.sub("", message))
+    return RequestError(f"{path}: {text}." if path else f"{text}.", code=ErrorCode.INVALID_VALUE, param=path or None)
 
 
 def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:

@@ -6,7 +6,7 @@ Nothing here does I/O: bytes in, events out, and back.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -65,7 +65,9 @@ class Notice(msgspec.Struct, frozen=True, omit_defaults=True, rename={"kind": "e
 class StreamMeta(msgspec.Struct, frozen=True):
     """What an encoder may put into frames of its own making. ``created`` is in Unix seconds.
 
-    ``wants_notices`` is for formats whose clients may trip over a notice they did not ask for.
+    ``wants_notices`` is for formats whose clients may trip over a notice they did not ask for. ``input_tokens`` is our
+    count, for formats that name it before the provider does. ``cost_microusd`` tells what the answer has cost so far;
+    it is asked at the end, by formats that can say it.
     """
 
     request_id: str
@@ -73,6 +75,8 @@ class StreamMeta(msgspec.Struct, frozen=True):
     wire: str | None
     """The provider's wire format; frames of the same name pass untouched."""
     wants_notices: bool = False
+    input_tokens: int = 0
+    cost_microusd: Callable[[], int] | None = None
 
 
 class Allowance(msgspec.Struct, frozen=True):

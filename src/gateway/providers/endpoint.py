@@ -25,7 +25,10 @@ class Unseen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where and how one provider is called. ``headers`` hold its credential, ``vendor`` is the price book's name."""
+    """Where and how one provider is called. ``headers`` hold its credential, ``vendor`` is the price book's name.
+
+    ``embeddings_url`` is ``None`` where its format has no embeddings.
+    """
 
     name: str
     vendor: str
@@ -35,11 +38,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     hangup: Hangup = Hangup()
     unseen: Unseen = Unseen()
+    embeddings_url: str | None = None
 
 
 class _Style(msgspec.Struct, frozen=True):
     path: str
     headers: Callable[[str | None], dict[str, str]]
+    embeddings: str | None = None
 
 
 def _openai_headers(key: str | None) -> dict[str, str]:
@@ -51,7 +56,7 @@ def _anthropic_headers(key: str | None) -> dict[str, str]:
 
 
 _STYLES = {
-    "openai": _Style("/chat/completions", _openai_headers),
+    "openai": _Style("/chat/completions", _openai_headers, "/embeddings"),
     "anthropic": _Style("/messages", _anthropic_headers),
 }
 
@@ -59,4 +64,11 @@ _STYLES = {
 def build_endpoint(name: str, style: str, *, base_url: str, key: str | None, vendor: str) -> Endpoint:
     """An endpoint of a style, ``openai`` or ``anthropic``, with the usual time limits."""
     chosen = _STYLES[style]
-    return Endpoint(name=name, vendor=vendor, url=base_url.rstrip("/") + chosen.path, headers=chosen.headers(key))
+    base = base_url.rstrip("/")
+    return Endpoint(
+        name=name,
+        vendor=vendor,
+        url=base + chosen.path,
+        headers=chosen.headers(key),
+        embeddings_url=base + chosen.embeddings if chosen.embeddings is not None else None,
+    )

@@ -18,12 +18,16 @@ from gateway.canonical.errors import (
     StreamTruncated,
 )
 from gateway.canonical.events import Batch, Failure, Frame
+from gateway.canonical.request import Request
+from gateway.protocols.openai_embeddings import OpenAiEmbeddingsClient
 from gateway.protocols.wire import ClientRole, StreamDecoder
 from gateway.providers.endpoint import Endpoint
 from gateway.providers.provider import Call
 from gateway.providers.transport import Answer, ConnectTimeout, Post, Transport, TransportError, timeout_of
 
 _RETRY_AFTER_MAX_S = 3600.0
+# 2,048 vectors of 3,072 numbers each, written out.
+_EMBEDDINGS_BODY_MAX = 128 * 1024 * 1024
 
 
 class HttpProvider:
@@ -39,6 +43,8 @@ class HttpProvider:
         self._protocol = protocol
         self._transport = transport
         self._url = yarl.URL(endpoint.url)
+        self._embeddings_url = yarl.URL(endpoint.embeddings_url) if endpoint.embeddings_url else None
+        self._embeddings = OpenAiEmbeddingsClient()
         self._timeout = timeout_of(endpoint.timeouts.connect_s)
         self._headers = CIMultiDict(
             {
@@ -70,6 +76,11 @@ class HttpProvider:
 
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The answer, one batch per read. An error after the first batch is a ``Failure`` event in the last one."""
+        if call.request.embedding is not None:
+            frames = await self._embed(call)
+            for frame in frames:  # the vectors are paid for by our count, before the provider's is known
+                yield Batch([frame], is_last=frame is frames[-1])
+            return
         answer = await self._open(call)
         try:
             if answer.content_type == "application/json":
@@ -91,7 +102,31 @@ class HttpProvider:
             field = call.request.untranslatable[0]
             raise RequestError(f"{field} cannot be sent to this model.", code=ErrorCode.UNSUPPORTED_VALUE, param=field)
         body = self._protocol.encode_request(call.request, call.model)
-        post = Post(self._url, self._headers, body, self._timeout)
+        answer = await self._post(Post(self._url, self._headers_for(call.request), body, self._timeout))
+        if answer.content_type not in ("text/event-stream", "application/json"):
+            answer.close()
+            raise ProviderProtocolError("The provider answered with something other than a stream.", provider=self.name)
+        return answer
+
+    async def _embed(self, call: Call) -> list[Frame]:
+        """The vectors of all inputs, and what the provider says it read."""
+        if self._embeddings_url is None:
+            text = f"The provider {self.name} has no embeddings."
+            raise RequestError(text, code=ErrorCode.UNSUPPORTED_VALUE, param="model")
+        body = self._embeddings.encode_request(call.request, call.model)
+        answer = await self._post(Post(self._embeddings_url, self._headers, body, self._timeout))
+        try:
+            whole = await answer.read_all(_EMBEDDINGS_BODY_MAX)
+        except TransportError:
+            raise ProviderUnavailable(
+                "The provider's connection broke within the answer.", provider=self.name
+            ) from None
+        finally:
+            answer.close()
+        return self._embeddings.decode_response(whole, call.request, self.name)
+
+    async def _post(self, post: Post) -> Answer:
+        """Raises ``ProviderError`` where the provider cannot be reached or refuses."""
         try:
             answer = await self._transport.post(post)
         except ConnectTimeout:
@@ -100,10 +135,13 @@ class HttpProvider:
             raise ProviderUnavailable("The provider could not be reached.", provider=self.name) from None
         if answer.status != 200:
             raise await self._refused(answer)
-        if answer.content_type not in ("text/event-stream", "application/json"):
-            answer.close()
-            raise ProviderProtocolError("The provider answered with something other than a stream.", provider=self.name)
         return answer
+
+    def _headers_for(self, request: Request) -> CIMultiDict[str]:
+        """Our own, and those that belong to a body of the provider's own format."""
+        if not request.headers or request.format != self._protocol.name:
+            return self._headers
+        return CIMultiDict({**self._headers, **request.headers})
 
     async def _refused(self, answer: Answer) -> ProviderError:
         try:

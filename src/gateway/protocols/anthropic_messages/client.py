@@ -15,8 +15,9 @@ from gateway.canonical.errors import ErrorCode, ProviderError, RequestError
 from gateway.canonical.events import Frame
 from gateway.canonical.request import Request, Tool, ToolChoice
 from gateway.protocols.anthropic_messages.errors import decode_error
+from gateway.protocols.anthropic_messages.forward import forward
 from gateway.protocols.anthropic_messages.history import can_continue_thinking, encode_system, encode_turns
-from gateway.protocols.anthropic_messages.shapes import MessagesBody, ToolChoiceShape, ToolShape, Turn
+from gateway.protocols.anthropic_messages.shapes import NAME, MessagesBody, ToolChoiceShape, ToolShape, Turn
 from gateway.protocols.anthropic_messages.stream import MessagesDecoder, decode_message
 from gateway.protocols.wire import StreamDecoder
 
@@ -39,7 +40,7 @@ BUDGET_TOKENS = {
 class AnthropicMessagesClient:
     """A ``ClientRole``. ``default_output_tokens`` bounds answers whose client set no bound."""
 
-    name = "anthropic_messages"
+    name = NAME
 
     def __init__(
         self, *, default_output_tokens: int = DEFAULT_OUTPUT_TOKENS, clock: Callable[[], float] = time.time
@@ -49,6 +50,8 @@ class AnthropicMessagesClient:
 
     def encode_request(self, request: Request, model: str) -> bytes:
         """The body of a streaming call. Raises ``RequestError`` for what the format cannot carry."""
+        if request.format == NAME:
+            return forward(request, model)
         _refuse_unsupported(request)
         turns = encode_turns(request.messages)
         if not turns:

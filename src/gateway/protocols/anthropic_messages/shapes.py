@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
+NAME = "anthropic_messages"
+
 CacheControl: TypeAlias = dict[str, Any]
 
 # Beyond 2**53 a count is no count: limits and ledger compute in Lua's doubles.

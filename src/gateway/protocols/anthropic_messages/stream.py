@@ -1,17 +1,18 @@
 """What Anthropic answers, as canonical events: its stream, and a whole message where it did not stream.
 
 Each payload is decoded once, into one struct chosen by its ``type``. What a newer API adds (events, blocks, deltas)
-is passed over; what is broken becomes a ``Failure``. Nothing here raises. A wire event without canonical
-events makes no frame.
+makes a frame without canonical events: only clients of the same format see it. What is broken becomes a ``Failure``.
+Nothing here raises.
 Format: https://platform.claude.com/docs/en/build-with-claude/streaming
 """
 
+import re
 from collections.abc import Iterable
 
 import msgspec
 
 from gateway.canonical.errors import ProviderError, ProviderProtocolError, StreamTruncated
-from gateway.canonical.events import Event, Failure, Frame, MessageStart
+from gateway.canonical.events import Failure, Frame, MessageStart
 from gateway.protocols.anthropic_messages.content import BLOCK_KINDS, MessageContent
 from gateway.protocols.anthropic_messages.errors import decode_stream_error
 from gateway.protocols.anthropic_messages.shapes import (
@@ -26,12 +27,15 @@ from gateway.protocols.anthropic_messages.shapes import (
     MessageShape,
     MessageStartEvent,
     MessageStopEvent,
+    PingEvent,
 )
 from gateway.protocols.sse import EventTooLarge, SseDecoder, encode_event
 
 # What a payload can make msgspec raise: DecodeError and UnicodeDecodeError are ValueErrors, deep nesting is the other.
 _UNREADABLE = (ValueError, RecursionError)
 
+_DONE = b"[DONE]"
+_EVENT_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 _EVENT_KINDS = frozenset(
     (
         "message_start",
@@ -95,7 +99,8 @@ class MessagesDecoder:
         frames: list[Frame] = []
         for payload in payloads:
             frame = self._frame(payload)
-            if frame is not None:
+            # A frame of neither events nor bytes is one more to pass through every room.
+            if frame is not None and (frame.events or frame.raw is not None):
                 frames.append(frame)
             if self._is_closed:
                 break
@@ -106,11 +111,11 @@ class MessagesDecoder:
             wire = _event(payload)
             if type(wire) is BlockDeltaEvent:
                 event = self._content.extend_block(wire.index, wire.delta)
-                return Frame((event,), _raw("content_block_delta", payload)) if event is not None else None
+                return Frame((event,) if event is not None else (), self._raw("content_block_delta", payload))
             return self._rare_frame(wire, payload)
         except _UNREADABLE:
             if _is_unknown(payload):
-                return None
+                return self._unknown_frame(payload)
             return self._fail("The provider sent an event that is not in its own format.")
 
     def _rare_frame(self, wire: AnyStreamEvent, payload: bytes) -> Frame | None:
@@ -119,14 +124,19 @@ class MessagesDecoder:
             case MessageStartEvent():
                 return self._start(wire, payload)
             case BlockStartEvent():
-                return _frame_of(content.open_block(wire.index, wire.content_block), "content_block_start", payload)
+                events = content.open_block(wire.index, wire.content_block)
+                return Frame(tuple(events), self._raw("content_block_start", payload))
             case BlockStopEvent():
-                return _frame_of(content.close_block(wire.index), "content_block_stop", payload)
+                return Frame(tuple(content.close_block(wire.index)), self._raw("content_block_stop", payload))
             case MessageDeltaEvent():
                 events = [*content.report(wire.usage), *content.finish(wire.delta.stop_reason or None)]
-                return _frame_of(events, "message_delta", payload)
+                # anthropic-python needs a number of output tokens here.
+                is_whole = wire.usage is not None and wire.usage.get("output_tokens") is not None
+                return Frame(tuple(events), self._raw("message_delta", payload) if is_whole else None)
             case MessageStopEvent():
-                return self._stop()
+                return self._stop(payload)
+            case PingEvent():
+                return Frame((), self._raw("ping", payload))
             case ErrorEvent():
                 # No raw: the vendor's text may name its hosts or the gateway's account.
                 return self._failure(decode_stream_error(wire.error, self._provider))
@@ -143,14 +153,30 @@ class MessagesDecoder:
             events = [event for event in events if type(event) is not MessageStart]
             return Frame(tuple(events)) if events else None
         self._is_started = True
-        return _frame_of(events, "message_start", payload)
+        return Frame(tuple(events), self._raw("message_start", payload) if wire.message.usage is not None else None)
 
-    def _stop(self) -> Frame | None:
+    def _stop(self, payload: bytes) -> Frame:
         if not self._is_started:
             return self._fail("The provider's stream ended before it began.")
         self.is_done = self._is_closed = True
         events = self._content.finish_late()
-        return Frame(tuple(events)) if events else None
+        # A reason that comes this late has to be told in an event of its own.
+        return Frame(tuple(events), None if events else self._raw("message_stop", payload))
+
+    def _unknown_frame(self, payload: bytes) -> Frame | None:
+        """An event, block or delta that is newer than we are; it bears nothing but its bytes."""
+        name = "" if payload.strip() == _DONE else _kind(payload).type
+        return Frame((), self._raw(name, payload)) if _EVENT_NAME.fullmatch(name) else None
+
+    def _raw(self, name: str, payload: bytes) -> bytes | None:
+        """The event as it is sent on; nothing may come before the message starts.
+
+        Official SDKs drop data without an ``event:`` line, so it is written even where the provider left it out. A line
+        end can stand in a payload of several data lines only between tokens: inside strings JSON forbids it.
+        """
+        if not self._is_started or not _is_utf8(payload):
+            return None
+        return encode_event(name, payload if b"\n" not in payload else payload.replace(b"\n", b" "))
 
     def _fail(self, message: str) -> Frame:
         return self._failure(ProviderProtocolError(message, provider=self._provider))
@@ -178,19 +204,9 @@ def decode_message(body: bytes, provider: str, *, created: int) -> list[Frame]:
     return [Frame(tuple(events)) for events in batches if events]
 
 
-def _frame_of(events: list[Event], name: str, payload: bytes) -> Frame | None:
-    return Frame(tuple(events), _raw(name, payload)) if events else None
-
-
-def _raw(name: str, payload: bytes) -> bytes:
-    # Official SDKs drop data without an ``event:`` line, so it is written even where the provider left it out. A line
-    # end can stand in a payload of several data lines only between tokens: inside strings JSON forbids it.
-    return encode_event(name, payload if b"\n" not in payload else payload.replace(b"\n", b" "))
-
-
 def _is_unknown(payload: bytes) -> bool:
     """Whether a payload that fits no shape is only newer than we are."""
-    if payload.strip() == b"[DONE]":
+    if payload.strip() == _DONE:
         return True
     try:
         kind = _kind(payload).type
@@ -202,6 +218,17 @@ def _is_unknown(payload: bytes) -> bool:
     if kind == "content_block_start" and inner.content_block is not None:
         return inner.content_block.type not in BLOCK_KINDS
     return kind == "content_block_delta" and inner.delta is not None and inner.delta.type not in _DELTA_KINDS
+
+
+def _is_utf8(payload: bytes) -> bool:
+    """Of strings that nobody asked for msgspec does not look at the bytes; clients do."""
+    if payload.isascii():
+        return True
+    try:
+        payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_json(payload: bytes) -> bool:

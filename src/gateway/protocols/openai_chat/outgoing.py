@@ -112,9 +112,12 @@ def _message(message: Message) -> list[dict[str, Any]]:
     encoded: list[dict[str, Any]] = [
         {"role": "tool", "tool_call_id": part.tool_call_id, "content": _plain(part.content)} for part in results
     ]
-    rest = [part for part in message.parts if not isinstance(part, ToolResult)]
+    # A tool's message holds only text: what else it gave is shown by the user.
+    shown = [inner for part in results for inner in part.content if isinstance(inner, Image | Document)]
+    rest = shown + [part for part in message.parts if not isinstance(part, ToolResult)]
     if rest:
-        encoded.append(_assistant(rest) if message.role == "assistant" else _speaker(message.role, rest))
+        role = "user" if message.role == "tool" else message.role
+        encoded.append(_assistant(rest) if role == "assistant" else _speaker(role, rest))
     return encoded
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.canonical.errors import ErrorCode, GatewayError, ProviderError
+from gateway.canonical.errors import GatewayError
 from gateway.canonical.events import (
     Event,
     Finish,
@@ -29,6 +29,7 @@ from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
 from gateway.protocols.openai_chat import NAME, incoming
 from gateway.protocols.openai_chat.collect import Answer
+from gateway.protocols.openai_objects import error_object, error_reply, usage_object
 from gateway.protocols.rates import openai_headers
 from gateway.protocols.sse import encode_data
 from gateway.protocols.wire import (
@@ -40,8 +41,6 @@ from gateway.protocols.wire import (
     Notice,
     Reply,
     StreamMeta,
-    json_reply,
-    retry_headers,
 )
 
 _DONE = b"data: [DONE]\n\n"
@@ -88,40 +87,7 @@ class OpenAiChatServer:
 
     def encode_error(self, error: GatewayError) -> Reply:
         """OpenAI's envelope; SDKs choose their error class by the status and read ``code``."""
-        return json_reply(error.code.http_status, {"error": _error(error)}, retry_headers(error))
-
-
-def _error(error: GatewayError) -> dict[str, Any]:
-    code = (error.vendor_code if isinstance(error, ProviderError) else None) or error.code.value
-    return {"message": error.message, "type": _error_type(error.code), "param": error.param, "code": code}
-
-
-def _error_type(code: ErrorCode) -> str:
-    match code:
-        case ErrorCode.CREDITS_EXHAUSTED | ErrorCode.BUDGET_EXCEEDED:
-            return "insufficient_quota"
-        case _ if code.http_status == 429:
-            return "rate_limit_error"
-        case _ if code.http_status == 503:
-            return "service_unavailable_error"
-        case _:
-            return "invalid_request_error" if code.http_status < 500 else "server_error"
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """Usage as Chat Completions spells it; the provider's own object where it is of this format."""
-    if usage.raw is not None and "prompt_tokens" in usage.raw and "completion_tokens" in usage.raw:
-        return usage.raw
-    details = {"cached_tokens": usage.cache_read}
-    if usage.cache_write:
-        details["cache_write_tokens"] = usage.cache_write
-    return {
-        "prompt_tokens": usage.input,
-        "completion_tokens": usage.output,
-        "total_tokens": usage.total,
-        "prompt_tokens_details": details,
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
+        return error_reply(error)
 
 
 class ChunkEncoder:
@@ -288,7 +254,7 @@ class ChunkEncoder:
 
     def fail(self, error: GatewayError) -> bytes:
         """An error chunk; both official clients raise on it."""
-        return self._release() + encode_data(msgspec.json.encode({"error": _error(error)}))
+        return self._release() + encode_data(msgspec.json.encode({"error": error_object(error)}))
 
 
 def _name(raw: bytes) -> _Name | None:

@@ -59,7 +59,7 @@ def _document() -> dict[str, Any]:
     app.include_router(models_router(nothing, nothing))
     app.include_router(count_router(nothing, nothing, body_bytes_max=0))
     app.include_router(health_router(nothing, nothing))
-    app.include_router(streams_router(nothing, nothing))
+    app.include_router(streams_router(nothing, nothing, nothing))
     admin = Admin(key="", accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())
     app.include_router(admin_router(admin, nothing))
     app.include_router(reports_router(admin, nothing, nothing))

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -35,7 +36,7 @@ from gateway.limits.journal import Journal
 from gateway.limits.reaper import Reaper
 from gateway.limits.redis import Redis, StoreUnavailable, retrying
 from gateway.limits.reservation import Books, HoldPolicy
-from gateway.limits.revocations import Revocations
+from gateway.limits.revocations import STREAM_PREFIX, Revocations, revoke
 from gateway.limits.scripts import Retention, Scripts, SettleReply
 from gateway.limits.settlements import Settlement, Settlements
 from gateway.limits.tiers import Rulebook
@@ -129,7 +130,8 @@ class Gateway:
         )
         self._fastapi.include_router(admin_router(admin, watch.explanation))
         self._fastapi.include_router(reports_router(admin, watch.experiments, watch.tallies))
-        self._fastapi.include_router(streams_router(authenticator, Streams(redis)))
+        stop = partial(self._stop_stream, redis)
+        self._fastapi.include_router(streams_router(authenticator, Streams(redis), stop))
         if self._embedded is not None:
             await self._ensure_dev_account(accounts, api_keys)
         revocations = Revocations(redis, lambda name: self._revoke(name, accounts, api_keys))
@@ -217,6 +219,11 @@ class Gateway:
     def _load(self) -> tuple[int, int]:
         """Streams that run here, and how many this process is meant for."""
         return len(self.live), self.config.server.streams_max
+
+    async def _stop_stream(self, redis: Redis, stream_id: str) -> None:
+        """End a stream here at once, and on another gateway within half a second."""
+        self.live.revoke(f"{STREAM_PREFIX}{stream_id}")
+        await revoke(redis, f"{STREAM_PREFIX}{stream_id}")
 
     def _revoke(self, name: str, accounts: Accounts, api_keys: ApiKeys) -> None:
         accounts.forget(name)

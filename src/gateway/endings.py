@@ -20,20 +20,24 @@ class Outcome(StrEnum):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How an exchange ended; ``error`` is what the client is told, where there is something left to tell."""
+    """How an exchange ended; ``error`` or ``cut`` is what the client is told, where there is something left to tell."""
 
     outcome: Outcome
     reason: str = ""
     error: GatewayError | None = None
+    cut: Cut | None = None
 
 
 COMPLETE = Ending(Outcome.COMPLETE)
 CLIENT_LEFT = Ending(Outcome.CANCELLED, "client_left")
 CLIENT_STALLED = Ending(Outcome.CANCELLED, "client_stalled")
 STOPPED = Ending(Outcome.CANCELLED, "gateway_stopped")
-REVOKED = Ending(Outcome.CUT, "access_revoked")
-
-REVOKED_CUT = Cut("access_revoked", "The account was suspended or the key revoked; the answer ends here.")
+REVOKED = Ending(
+    Outcome.CUT,
+    "access_revoked",
+    cut=Cut("access_revoked", "The account was suspended or the key revoked; the answer ends here."),
+)
+STOPPED_BY_CALLER = Ending(Outcome.CANCELLED, "stopped", cut=Cut("stopped", "The answer was stopped."))
 
 _SHORTFALL_MESSAGES = {
     Shortfall.CREDITS_EXHAUSTED: "The account's credit is used up; the answer ends here.",

@@ -20,12 +20,11 @@ from gateway.canonical.errors import (
     ErrorCode,
     GatewayError,
     LimitExceeded,
-    ProviderError,
     ProviderTimeout,
     ServiceUnavailable,
     StreamTruncated,
 )
-from gateway.canonical.events import Batch, Failure, Finish, Frame, Order, Unified
+from gateway.canonical.events import Batch, Frame
 from gateway.canonical.request import Request
 from gateway.conduct import Conduct, budget_notice
 from gateway.downstream import Downstream
@@ -34,8 +33,8 @@ from gateway.endings import (
     CLIENT_STALLED,
     COMPLETE,
     REVOKED,
-    REVOKED_CUT,
     STOPPED,
+    STOPPED_BY_CALLER,
     Ending,
     Outcome,
     broke_error,
@@ -44,7 +43,9 @@ from gateway.endings import (
     failed,
 )
 from gateway.entrance import Admitted, Knock
+from gateway.guard import Guard
 from gateway.ledger import UsageRecord
+from gateway.limits.revocations import STREAM_PREFIX
 from gateway.limits.scripts import Posting
 from gateway.metering.meter import Bill
 from gateway.protocols.wire import Allowance, Cut, Encoder, ServerRole, StreamMeta
@@ -80,7 +81,7 @@ class Exchange:
         self._started_at = time.monotonic()
         self._first_event_at = 0.0
         self._last_batch_at = 0.0
-        self._order = Order()
+        self._guard = Guard()
         self._calls = Calls()
         self._scope = CancelScope()
         self._interruption: Ending | None = None
@@ -90,8 +91,6 @@ class Exchange:
         self._left_with: Bill | None = None
         self._is_whole = False
         self._variant = ""
-        self._bound_by: Cut | None = None
-        self._is_at_bound = False
         self._left_at = 0.0
 
     async def run(self, receive: _Receive, downstream: Downstream) -> None:
@@ -224,8 +223,9 @@ class Exchange:
     def _end(self, encoder: Encoder) -> tuple[bytes, Ending]:
         """The end of a whole answer; one that reached a bound of ours says so."""
         usage = self._meter.reported or self._meter.counted
-        if self._is_at_bound and self._bound_by is not None:
-            return encoder.cut(self._bound_by, usage), cut_off(self._bound_by)
+        bound_by = self._guard.bound_by
+        if self._guard.is_at_bound and bound_by is not None:
+            return encoder.cut(bound_by, usage), cut_off(bound_by)
         return encoder.end(usage), COMPLETE
 
     async def _open(self) -> Upstream:
@@ -236,7 +236,7 @@ class Exchange:
         self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
         self._last_batch_at = self._services.live.now
         number = [target for target, _ in admitted.asks].index(upstream.target)
-        self._bound_by = admitted.bounds[number]
+        self._guard.bound_by, self._guard.provider = admitted.bounds[number], upstream.target.provider.name
         if number:
             self._meter = self._services.entrance.meter_for(upstream.target, self._meter)
         return upstream
@@ -259,7 +259,7 @@ class Exchange:
 
     async def _pay_and_encode(self, batch: Batch, encoder: Encoder) -> tuple[bytes, Ending | None]:
         """What of a batch may be sent, and the ending where it holds one. No frame passes that is not paid for."""
-        frames, failure = self._check(batch.frames)
+        frames, failure = self._guard.check(batch.frames)
         ending = None if failure is None else failed(failure)
         if self._has_rules:
             return await self._pay_one_by_one(frames, encoder, ending)
@@ -330,38 +330,24 @@ class Exchange:
         notice, self._tell_budget_at = budget_notice(reservation.used_permille, limit)
         return encoder.notice(notice)
 
-    def _check(self, frames: list[Frame]) -> tuple[list[Frame], ProviderError | None]:
-        """The guard: the frames whose events are in order, and the error that ended them, if one did."""
-        upstream = self._upstream
-        provider = upstream.target.provider.name if upstream is not None else ""
-        for number, frame in enumerate(frames):
-            for event in frame.events:
-                if type(event) is Failure:
-                    return frames[:number], event.error
-                try:
-                    self._order.check(event, provider)
-                except ProviderError as error:
-                    return frames[:number], error
-                if self._bound_by is not None and isinstance(event, Finish) and event.reason.unified is Unified.LENGTH:
-                    # It ends where our bound says: the end of the stream tells why, in place of this one.
-                    self._is_at_bound = True
-                    frames[number] = Frame(tuple(other for other in frame.events if other is not event))
-        return frames, None
-
     # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
 
     async def _watch(self, receive: _Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        if not self._read_on():
+            self._interrupt(CLIENT_LEFT)
+
+    def _read_on(self) -> bool:
+        """Whether the answer is read on unseen for its true figure, since more is billed than what was sent."""
         target = self._calls.current
         if self._left_at or target is None or not target.is_drained or not self._services.live.may_drain():
-            self._interrupt(CLIENT_LEFT)
-            return
-        # What the provider bills goes beyond what was sent: read on, unseen, for the true figure.
+            return False
         self._left_at = time.monotonic()
         self._left_with = self._meter.bill(complete=False)
         self._calls.is_abandoned = True
         self._downstream.detach()
+        return True
 
     def tick(self, now: float) -> None:
         """Heartbeats, deadlines and the lease; called a few times a second."""
@@ -396,10 +382,22 @@ class Exchange:
         self._interrupt(failed(error))
 
     def revoke(self, name: str) -> None:
-        """An account was suspended or a key revoked: the answer ends here if it was this one's."""
+        """An account was suspended, a key revoked, a stream stopped: the answer ends here if it was this one's."""
         caller = self._caller
-        if name == caller.account or (name == caller.subject and caller.method == "api_key"):
+        if name == f"{STREAM_PREFIX}{self._reservation.stream.sid}":
+            self._services.tasks.start(self._stop(), "stop")
+        elif name == caller.account or (name == caller.subject and caller.method == "api_key"):
             self._interrupt(REVOKED)
+
+    async def _stop(self) -> None:
+        """The caller wants no more of it; that makes nothing free which leaving would not."""
+        target = self._calls.current
+        if target is not None and target.is_drained and not self._downstream.is_finished:
+            encoder = self._encoder_for(None)
+            assert STOPPED_BY_CALLER.cut is not None
+            await self._downstream.finish(encoder.cut(STOPPED_BY_CALLER.cut, self._meter.counted), encoder.headers)
+        if not self._read_on():
+            self._interrupt(STOPPED_BY_CALLER)
 
     def _interrupt(self, ending: Ending) -> None:
         if self._interruption is None:
@@ -412,12 +410,13 @@ class Exchange:
         """Tell the client about an error: as an HTTP answer while nothing was sent, within the stream after that."""
         if ending is CLIENT_STALLED:
             await self._hang_up()
-        if (ending.error is None and ending is not REVOKED) or self._downstream.is_finished:
+        if (ending.error is None and ending.cut is None) or self._downstream.is_finished:
             return
         with move_on_after(_LAST_WORDS_S) as patience:
             if ending.error is None:
                 encoder = self._encoder_for(None)
-                await self._downstream.finish(encoder.cut(REVOKED_CUT, self._meter.counted), encoder.headers)
+                assert ending.cut is not None
+                await self._downstream.finish(encoder.cut(ending.cut, self._meter.counted), encoder.headers)
             elif not self._downstream.is_started:
                 ending.error.request_id = self._request_id
                 await self._downstream.reply(self._protocol.encode_error(ending.error))

@@ -1,6 +1,7 @@
-"""``GET /v1/streams/{id}``: what became of one of the caller's own streams, and what it cost."""
+"""The caller's own streams: what became of one, what it cost, and stopping it, whichever gateway runs it."""
 
 import re
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from fastapi import APIRouter
@@ -9,30 +10,44 @@ from starlette.responses import Response
 
 from gateway.canonical.errors import ErrorCode, RequestError
 from gateway.identity.authenticator import Authenticator
-from gateway.ledger import Streams
+from gateway.ledger import Streams, StreamState
 from gateway.metering.prices import usd_string
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
-def streams_router(authenticator: Authenticator, streams: Streams) -> APIRouter:
-    """Everything under ``/v1/streams``."""
+def streams_router(authenticator: Authenticator, streams: Streams, stop: Callable[[str], Awaitable[None]]) -> APIRouter:
+    """Everything under ``/v1/streams``; ``stop`` ends the stream of an id, wherever it runs."""
     router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
     @router.get("/{stream_id}", summary="What became of a stream of this account, and what it cost")
     async def get_stream(request: Request, stream_id: str) -> Response:
+        return _json(stream_id, await find(request, stream_id))
+
+    @router.post("/{stream_id}/stop", summary="Stop a stream of this account, on whichever gateway it runs")
+    async def stop_stream(request: Request, stream_id: str) -> Response:
+        found = await find(request, stream_id)
+        if found.state == "open":
+            await stop(stream_id)
+        return _json(stream_id, found)
+
+    async def find(request: Request, stream_id: str) -> StreamState:
         caller = await authenticator.authenticate(request.scope["headers"], request.scope.get("client"))
         found = await streams.get(caller.account, stream_id) if _ID.fullmatch(stream_id) else None
         if found is None:
             raise RequestError("There is no such stream.", code=ErrorCode.NOT_FOUND)
-        body = {
-            "id": stream_id,
-            "object": "stream",
-            "state": found.state,
-            "outcome": found.outcome,
-            "charged_usd": usd_string(found.charged),
-            "held_usd": usd_string(found.held),
-        }
-        return Response(msgspec.json.encode(body), media_type="application/json")
+        return found
 
     return router
+
+
+def _json(stream_id: str, found: StreamState) -> Response:
+    body = {
+        "id": stream_id,
+        "object": "stream",
+        "state": found.state,
+        "outcome": found.outcome,
+        "charged_usd": usd_string(found.charged),
+        "held_usd": usd_string(found.held),
+    }
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -17,12 +17,14 @@ _BUDGET_S = 5.0
 
 KEY_PREFIX = "key:"
 STANDING_PREFIX = "standing:"
+STREAM_PREFIX = "stream:"
 
 
 class Revocations:
     """Tells ``on_revoked`` of each account, or ``key:<id>``, that was suspended or revoked.
 
-    The same list carries ``standing:<account>``, of which only what is remembered has to be read anew.
+    The same list carries ``stream:<id>``, which its caller stopped, and ``standing:<account>``, of which only what is
+    remembered has to be read anew.
     """
 
     def __init__(self, redis: Redis, on_revoked: Callable[[str], None]) -> None:

@@ -1,6 +1,5 @@
 """The composition root: builds every object from the configuration, and owns start-up and shutdown."""
 
-import asyncio
 import contextlib
 import os
 import secrets
@@ -137,7 +136,7 @@ class Gateway:
         revocations = Revocations(redis, lambda name: self._revoke(name, accounts, api_keys))
         self._tasks.start(self.live.run(), "live")
         self._tasks.start(books.settlements.run(), "settlements")
-        self._tasks.start(_reap_for_ever(books.reaper, self.config.holds.lease_s / 3), "reaper")
+        self._tasks.start(books.reaper.run(self.config.holds.lease_s / 3), "reaper")
         self._tasks.start(revocations.run(), "revocations")
         watch.start(self._tasks)
 
@@ -278,18 +277,6 @@ def inference_roles(config: Config) -> dict[str, ServerRole]:
             DataStreamEncoder, default_model=config.chat.default_model, compat=config.chat.ui_stream_compat
         ),
     }
-
-
-async def _reap_for_ever(reaper: Reaper, pause_s: float) -> None:
-    """Finish the streams of gateways that died; every replica looks, and any may be the one that finds them."""
-    while True:
-        await asyncio.sleep(pause_s)
-        try:
-            reaped = await reaper.reap_all()
-        except StoreUnavailable:
-            continue
-        if reaped:
-            _log.warning("streams_reaped", count=reaped)
 
 
 def _kept_secret(path: Path, prefix: str, *, length: int = 32) -> str:

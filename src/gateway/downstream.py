@@ -77,8 +77,10 @@ class Downstream:
             await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._extra]})
         if not more:
             self.is_finished = True
-        await self._send({"type": "http.response.body", "body": payload, "more_body": more})
-        self.sending_since = None
+        try:
+            await self._send({"type": "http.response.body", "body": payload, "more_body": more})
+        finally:
+            self.sending_since = None
 
     def abort(self) -> None:
         """Reset the connection: for a client that no longer reads."""

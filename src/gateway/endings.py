@@ -41,6 +41,7 @@ STOPPED_BY_CALLER = Ending(Outcome.CANCELLED, "stopped", cut=Cut("stopped", "The
 
 _SHORTFALL_MESSAGES = {
     Shortfall.CREDITS_EXHAUSTED: "The account's credit is used up; the answer ends here.",
+    Shortfall.BUDGET_EXCEEDED: "The budget is used up; the answer ends here.",
     Shortfall.CREDIT_STORE_UNAVAILABLE: "Credit cannot be checked at the moment; the answer ends here.",
     Shortfall.ACCOUNT_SUSPENDED: "The account was suspended; the answer ends here.",
     Shortfall.LEASE_LOST: "The gateway lost its hold on the account's credit; the answer ends here.",

@@ -1,8 +1,8 @@
-"""The way of one request, and its only end.
+"""The way of one request, and its only end, told from top to bottom in ``run``.
 
 A request is admitted, a provider is found, its events flow to the client one frame at a time, each of them paid for
-before it is sent, and however that stops, it is settled exactly once. The story is told from top to bottom in
-``run``; everything a step needs is in the room it calls. Nothing here knows a wire format, a vendor or a Redis key.
+before it is sent, and however that stops, it is settled exactly once. Nothing here knows a wire format, a vendor or a
+Redis key: everything a step needs is in the room it calls.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ class Exchange:
             _log.exception("admission_broke", request_id=self._request_id)
             await self._refuse(broke_error())
             return
-        self._services.live.add(self)
+        self._services.live.add(self, since=self._started_at)
         self._services.telemetry.in_flight.inc()
         self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
         ending = STOPPED
@@ -119,10 +119,12 @@ class Exchange:
             await self._say_last_words(ending)
         finally:
             self._watching.cancel()
-            self._settle(ending)
             self._services.telemetry.in_flight.dec()
             self._services.live.discard(self)
-            await self._close_upstream(ending)
+            try:
+                self._settle(ending)
+            finally:
+                await self._close_upstream()
 
     # Admission.
 
@@ -187,7 +189,7 @@ class Exchange:
                 return CLIENT_LEFT if self._left_at else ending
             except GatewayError as error:
                 return CLIENT_LEFT if self._left_at else failed(error)
-        return self._interruption or STOPPED
+        return CLIENT_LEFT if self._left_at else self._interruption or STOPPED
 
     async def _relay(self) -> Ending:
         """From the first event to the last; returns how it ended, with everything said but an error."""
@@ -309,8 +311,10 @@ class Exchange:
 
     async def _follow_rules(self, frame: Frame, tokens: int, out: list[bytes], encoder: Encoder) -> Cut | None:
         """The tier's rules for running streams: notices, slower, or the end, of which the reason is returned."""
-        conduct, meter = self._conduct, self._meter
-        verdict = conduct.judge((frame,), tokens, meter.input + meter.output, time.monotonic())
+        if self._left_at:
+            return None
+        conduct = self._conduct
+        verdict = conduct.judge((frame,), tokens, self._meter.tokens, time.monotonic())
         out += [encoder.notice(notice) for notice in verdict.notices]
         if verdict.cut is not None:
             return verdict.cut
@@ -324,10 +328,9 @@ class Exchange:
         return None
 
     def _tell_budget(self, encoder: Encoder) -> bytes:
-        reservation = self._reservation
-        index = reservation.used_index
+        index, permille = self._reservation.used_index, self._reservation.used_permille
         limit = self._admitted.allowances.at(index).name if index else ""
-        notice, self._tell_budget_at = budget_notice(reservation.used_permille, limit)
+        notice, self._tell_budget_at = budget_notice(permille, limit)
         return encoder.notice(notice)
 
     # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
@@ -360,13 +363,15 @@ class Exchange:
         quiet_s = now - downstream.last_write_at
         if quiet_s >= (patience.heartbeat_s if downstream.is_started else patience.commit_s):
             self._beat()
+        target = self._calls.current
+        if self._left_at and target is not None and now - self._left_at > target.provider.hangup.drain_s:
+            self._interrupt(CLIENT_LEFT)
+            return
         upstream = self._upstream
         if upstream is None:
             return
         provider = upstream.target.provider
-        if self._left_at and now - self._left_at > provider.hangup.drain_s:
-            self._interrupt(CLIENT_LEFT)
-        elif now - self._last_batch_at > provider.timeouts.idle_s or now - self._started_at > provider.timeouts.total_s:
+        if now - self._last_batch_at > provider.timeouts.idle_s or now - self._started_at > provider.timeouts.total_s:
             self._interrupt(failed(ProviderTimeout("The provider stopped sending.", provider=provider.name)))
 
     def _beat(self) -> None:
@@ -391,11 +396,10 @@ class Exchange:
 
     async def _stop(self) -> None:
         """The caller wants no more of it; that makes nothing free which leaving would not."""
-        target = self._calls.current
-        if target is not None and target.is_drained and not self._downstream.is_finished:
+        target, cut = self._calls.current, STOPPED_BY_CALLER.cut
+        if target is not None and target.is_drained and cut is not None and not self._downstream.is_finished:
             encoder = self._encoder_for(None)
-            assert STOPPED_BY_CALLER.cut is not None
-            await self._downstream.finish(encoder.cut(STOPPED_BY_CALLER.cut, self._meter.counted), encoder.headers)
+            await self._downstream.finish(encoder.cut(cut, self._meter.counted), encoder.headers)
         if not self._read_on():
             self._interrupt(STOPPED_BY_CALLER)
 
@@ -413,14 +417,13 @@ class Exchange:
         if (ending.error is None and ending.cut is None) or self._downstream.is_finished:
             return
         with move_on_after(_LAST_WORDS_S) as patience:
-            if ending.error is None:
+            if ending.cut is not None:
                 encoder = self._encoder_for(None)
-                assert ending.cut is not None
                 await self._downstream.finish(encoder.cut(ending.cut, self._meter.counted), encoder.headers)
-            elif not self._downstream.is_started:
+            elif ending.error is not None and not self._downstream.is_started:
                 ending.error.request_id = self._request_id
                 await self._downstream.reply(self._protocol.encode_error(ending.error))
-            else:
+            elif ending.error is not None:
                 encoder = self._encoder_for(None)
                 await self._downstream.finish(encoder.fail(ending.error), encoder.headers)
         if patience.cancelled_caught:
@@ -432,7 +435,7 @@ class Exchange:
         with move_on_after(_LAST_WORDS_S):
             await asyncio.wait([self._watching])
 
-    async def _close_upstream(self, ending: Ending) -> None:
+    async def _close_upstream(self) -> None:
         """Hang up; after a whole answer the provider may take the connection back first, to be used again."""
         if self._upstream is None:
             return

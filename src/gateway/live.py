@@ -5,6 +5,7 @@ One coarse timer serves every stream (heartbeats, deadlines, lease renewals), so
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -16,6 +17,7 @@ _log = structlog.get_logger()
 TICK_S = 0.25
 # With more running than this, answers nobody waits for are not read on.
 _RUNNING_WITH_DRAINS_MAX = 2_000
+_REVOKED_MAX = 100
 
 
 class Running(Protocol):
@@ -43,6 +45,8 @@ class LiveExchanges:
         self._empty = asyncio.Event()
         self._empty.set()
         self._is_over = False
+        # For those that are being admitted while somebody revokes them.
+        self._revoked: deque[tuple[str, float]] = deque(maxlen=_REVOKED_MAX)
         self.is_draining = False
         self.now = time.monotonic()
 
@@ -60,9 +64,16 @@ class LiveExchanges:
             self._arriving -= 1
             self._look()
 
-    def add(self, exchange: Running) -> None:
-        """An exchange begins; one that comes after the end of a drain's grace is ended at once."""
+    def add(self, exchange: Running, *, since: float | None = None) -> None:
+        """An exchange begins; one that comes after the end of a drain's grace is ended at once.
+
+        So is one of which the account or key was revoked after ``since``, the monotonic time of its arrival.
+        """
         self._running.add(exchange)
+        if since is not None:
+            for name, at in self._revoked:
+                if at >= since:
+                    exchange.revoke(name)
         self._empty.clear()
         if self._is_over:
             exchange.drain()
@@ -93,6 +104,7 @@ class LiveExchanges:
 
     def revoke(self, name: str) -> None:
         """End what runs for an account, or ``key:<id>``."""
+        self._revoked.append((name, time.monotonic()))
         for exchange in tuple(self._running):
             exchange.revoke(name)
 

@@ -213,7 +213,7 @@ class Account:
         for bucket in limits.buckets:
             cost = ask.tokens if bucket.unit is Unit.TOKENS else 1
             level = self.level(bucket, now)
-            if cost and cost * bucket.period_ms <= level:
+            if cost:
                 level = self.take(bucket, cost, now)
             left.append(level // bucket.period_ms)
         return left
@@ -224,7 +224,7 @@ class Account:
             return 5
         if record.state == "open":
             return 2 if record.nonce == who.nonce else 3
-        has_run = record.outcome == "complete" or record.charged + record.absorbed > 0
+        has_run = record.state == "reaped" or record.outcome == "complete" or record.charged + record.absorbed > 0
         return 4 if has_run or record.nonce == who.nonce else 0
 
     def left(self, window: Window, now: int) -> int:

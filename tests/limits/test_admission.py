@@ -142,7 +142,7 @@ class TestShares:
 
     async def test_they_are_renewed_as_long_as_the_stream_runs(self, desk: Desk) -> None:
         reservation = await desk.reserve(shared=SHARED)
-        sid = reservation.stream.sid
+        sid = reservation.stream.nonce
         desk.teller.store.zadd(MODEL.slots("model.streams"), {sid: 1})
         reservation.beat(reservation._touch_at - 0.001)
         reservation.beat(reservation._touch_at)

@@ -94,7 +94,7 @@ class TestCover:
         desk.teller.limit(windows=[Window("account.budget.1", 300, (60_000, 60, 0), Unit.MONEY)])
         reservation = await desk.reserve(10, 90)
         assert await reservation.cover(300) is None
-        assert await reservation.cover(301) is Shortfall.CREDITS_EXHAUSTED
+        assert await reservation.cover(301) is Shortfall.BUDGET_EXCEEDED
 
     async def test_what_only_the_dead_hold_is_freed_for_the_living(self, desk: Desk) -> None:
         dead, alive = await desk.reserve(9_000, 0), await desk.reserve(1_000, 0)

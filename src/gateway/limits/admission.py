@@ -82,18 +82,15 @@ class Admission:
                 raise refusal(reply, ask.limits.own, ask.hold.least)
         except StoreUnavailable:
             if self._alone is not None:
-                return self._admit_alone(self._alone, stream, slot, ask)
-            self._withdraw(stream, slot, ask, shares)
+                return self._admit_alone(self._alone, stream, slot, ask, shares)
+            self._give_up(calls, stream, slot, ask, shares)
             raise ServiceUnavailable(
                 "Credits cannot be checked at the moment; nothing was charged. Try again shortly.", retry_after_s=1
             ) from None
         except BaseException as error:
-            # A call that got no answer may yet be carried out; so may the one that a cancelled request was waiting for.
-            if calls.is_certain and isinstance(error, Exception):
-                self._books.journal.free(slot)
-                self._release(stream, shares)
-            else:
-                self._withdraw(stream, slot, ask, shares)
+            if not isinstance(error, Exception):
+                calls.sent += 1  # a cancelled request was waiting for a call
+            self._give_up(calls, stream, slot, ask, shares)
             raise
         reservation = Reservation(self._books, stream, reply, slot=slot, leased_at=leased_at)
         # What is held in full from the start is not asked for more ahead of need.
@@ -103,15 +100,24 @@ class Admission:
         reservation.shared_shadowed = shadowed
         return reservation
 
-    def _admit_alone(self, alone: Alone, stream: Stream, slot: int, ask: Ask) -> Reservation:
+    def _give_up(self, calls: "_Calls", stream: Stream, slot: int, ask: Ask, shares: tuple[Share, ...]) -> None:
+        """Nothing was admitted, as far as is known: a call that got no answer may yet be carried out."""
+        if calls.is_certain:
+            self._books.journal.free(slot)
+            self._release(stream, shares)
+        else:
+            self._withdraw(stream, slot, ask, shares)
+
+    def _admit_alone(self, alone: Alone, stream: Stream, slot: int, ask: Ask, shares: tuple[Share, ...]) -> Reservation:
         """Redis is away and no money is at stake: this gateway's own share of the limits decides."""
         try:
             alone.take(ask.limits.own, ask.tokens)
         except LimitExceeded:
-            self._books.journal.free(slot)
+            self._withdraw(stream, slot, ask, shares)
             raise
         reply = ReserveReply(1, 0, 0, 0, 0, 0, 0, 0, [], [])
         reservation = Reservation(self._books, stream, reply, slot=slot, leased_at=time.monotonic())
+        reservation.shares = shares
         reservation.on_settled = lambda: alone.give_back(ask.limits.own)
         return reservation
 
@@ -148,7 +154,7 @@ class Admission:
         for owner, allowances in ask.limits.shared:
             share = Share(owner=owner, allowances=allowances, estimate=ask.tokens, lease_ms=int(TOUCH_S * 3000))
             try:
-                reply = await retrying(partial(self._scripts.cap, share, "acquire", stream.sid), _CAP_BUDGET_S)
+                reply = await retrying(partial(self._scripts.cap, share, "acquire", stream.nonce), _CAP_BUDGET_S)
             except BaseException:
                 self._release(stream, (*taken, share))
                 raise
@@ -161,7 +167,7 @@ class Admission:
 
     def _release(self, stream: Stream, shares: tuple[Share, ...]) -> None:
         for share in shares:
-            self._scripts.cap(share, "release", stream.sid, refund=True).add_done_callback(forget)
+            self._scripts.cap(share, "release", stream.nonce, refund=True).add_done_callback(forget)
 
     # The account's own decision.
 

@@ -47,7 +47,7 @@ class Owner:
 
     @property
     def permits(self) -> str:
-        """ZSET sid → end of lease (ms): who has taken from this shared capacity."""
+        """ZSET nonce of a run → end of lease (ms): who has taken from this shared capacity."""
         return f"{self._prefix}:p"
 
 

@@ -6,14 +6,27 @@ that was only frozen corrects the figure when it settles.
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
+
+import msgspec
+import structlog
+from redis.exceptions import RedisError
 
 from gateway.limits import keys
 from gateway.limits.allowances import Allowances
+from gateway.limits.redis import LuaSource, StoreUnavailable
 from gateway.limits.scripts import Retention, Scripts, Stream
 
 _REAP_MAX = 64
 _ACCOUNTS_MAX = 10_000
+
+# Takes an account off the list unless it was announced anew meanwhile.
+_FORGET = LuaSource(
+    "if redis.call('ZSCORE', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('ZREM', KEYS[1], ARGV[1]) end return 0"
+)
+
+_log = structlog.get_logger()
 
 
 class Reaper:
@@ -37,7 +50,12 @@ class Reaper:
             self._announced = {name: until for name, until in self._announced.items() if until > now}
         self._announced[account] = now + lease_s
         until_ms = int((time.time() + 2 * lease_s) * 1000)
-        self._redis.call("ZADD", keys.ACTIVE, "GT", until_ms, account).add_done_callback(_forget)
+        sent = self._redis.call("ZADD", keys.ACTIVE, "GT", until_ms, account)
+        sent.add_done_callback(partial(self._announcement_sent, account))
+
+    def _announcement_sent(self, account: str, done: asyncio.Future[Any]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self.forget_announcements(account)
 
     def forget_announcements(self, account: str) -> None:
         """Announce the account again with its next stream: Redis has lost something."""
@@ -57,13 +75,26 @@ class Reaper:
 
     async def _reap_one(self, account: str, sid: str, grace_ms: int) -> int:
         stored = await self._redis.call("HGET", keys.record(account, sid), "lim")
-        owner = keys.limits_of(account)
-        allowances = Allowances.load(owner, stored) if stored else Allowances(owner)
+        allowances = _allowances(account, sid, stored)
         stream = Stream(sid=sid, account=account, created_ms=0, nonce="", allowances=allowances)
         reply = await self._scripts.reap(
             stream, grace_ms=grace_ms, retention=self._retention, charge_held=self._charge_held
         )
         return int(reply.code == 1)
+
+    async def run(self, pause_s: float) -> None:
+        """Look for ever; a task root. What Redis refuses for good is told, and looked at again later."""
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                reaped = await self.reap_all()
+            except StoreUnavailable:
+                continue
+            except RedisError:
+                _log.exception("reaping_failed")
+                continue
+            if reaped:
+                _log.warning("streams_reaped", count=reaped)
 
     async def reap_all(self) -> int:
         """Look at every account that may have streams; the body of the reaper's loop. Returns how many it finished."""
@@ -71,14 +102,14 @@ class Reaper:
         flat = await self._redis.call(
             "ZRANGEBYSCORE", keys.ACTIVE, "-inf", "+inf", "WITHSCORES", "LIMIT", 0, _ACCOUNTS_MAX
         )
-        announced = {name.decode(): float(until) for name, until in zip(flat[::2], flat[1::2], strict=True)}
+        announced = {name.decode(): until for name, until in zip(flat[::2], flat[1::2], strict=True)}
         answers = await asyncio.gather(*(self._due(name, now_ms - self._grace_ms) for name in announced))
         reaped = 0
         for name, due in zip(announced, answers, strict=True):
             if due:
                 reaped += await self._reap(name, due, self._grace_ms)
-            elif announced[name] < now_ms and not await self._redis.call("ZCARD", keys.leases(name)):
-                await self._redis.call("ZREM", keys.ACTIVE, name)
+            elif float(announced[name]) < now_ms and not await self._redis.call("ZCARD", keys.leases(name)):
+                await self._redis.script(_FORGET, (keys.ACTIVE,), (name, announced[name]), int)
         return reaped
 
     async def _server_time_ms(self) -> int:
@@ -86,7 +117,11 @@ class Reaper:
         return int(seconds) * 1000 + int(micros) // 1000
 
 
-def _forget(done: asyncio.Future[Any]) -> None:
-    """An announcement that got lost is repeated with the next stream."""
-    if not done.cancelled():
-        done.exception()
+def _allowances(account: str, sid: str, stored: bytes | None) -> Allowances:
+    """What a stream had taken; nothing where its record says it in words that only another version knows."""
+    owner = keys.limits_of(account)
+    try:
+        return Allowances.load(owner, stored) if stored else Allowances(owner)
+    except msgspec.DecodeError:
+        _log.warning("limits_unreadable", account=account, sid=sid)
+        return Allowances(owner)

@@ -213,7 +213,9 @@ class RedisOwner:
                 await self._round_trip(batch)
         except Exception as error:  # whatever a broken connection raises (uvloop: RuntimeError), the owner lives on
             await self._drop_connection()
-            for call in batch:
+            # What waits behind would only time out one batch after the other.
+            waiting, self._waiting = self._waiting, deque()
+            for call in (*batch, *waiting):
                 call.refuse(StoreUnavailable(_reason(error)))
         except asyncio.CancelledError:
             for call in batch:

@@ -34,6 +34,7 @@ class Shortfall(StrEnum):
     """Why a running stream may not go on."""
 
     CREDITS_EXHAUSTED = "credits_exhausted"
+    BUDGET_EXCEEDED = "budget_exceeded"
     CREDIT_STORE_UNAVAILABLE = "credit_store_unavailable"
     ACCOUNT_SUSPENDED = "account_suspended"
     LEASE_LOST = "lease_lost"
@@ -150,7 +151,7 @@ class Reservation:
         if self.shares and now >= self._touch_at:
             self._touch_at = now + TOUCH_S
             for share in self.shares:
-                self._books.scripts.cap(share, "touch", self.stream.sid).add_done_callback(forget)
+                self._books.scripts.cap(share, "touch", self.stream.nonce).add_done_callback(forget)
 
     def say_again(self) -> None:
         """Tell Redis what is held, since it has lost it."""
@@ -170,7 +171,8 @@ class Reservation:
                 await self._reap()
                 continue
             if reply is not None and reply.code in (_DONE, _DEAD_HOLDS) and cost > self.held:
-                return Shortfall.CREDITS_EXHAUSTED
+                is_budget = reply.available >= cost - self.held  # the balance would do
+                return Shortfall.BUDGET_EXCEEDED if is_budget else Shortfall.CREDITS_EXHAUSTED
             if not self.covers(cost) and time.monotonic() >= deadline:
                 return Shortfall.CREDIT_STORE_UNAVAILABLE
             if reply is None or reply.code == _RECOVERING:

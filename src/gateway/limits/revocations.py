@@ -8,8 +8,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import structlog
+from redis.exceptions import RedisError
+
 from gateway.limits import keys
 from gateway.limits.redis import Redis, StoreUnavailable, retrying
+
+_log = structlog.get_logger()
 
 _PAUSE_S = 0.5
 _KEPT_MS = 3_600_000
@@ -41,6 +46,8 @@ class Revocations:
                 await self.look()
             except StoreUnavailable:
                 continue
+            except RedisError:
+                _log.exception("revocations_unread")
 
     async def _read_known(self) -> dict[bytes, bytes]:
         while True:

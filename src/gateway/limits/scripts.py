@@ -297,13 +297,13 @@ class Scripts:
         )
 
     def cap(
-        self, share: "Share", op: str, sid: str, *, tokens: int = 0, refund: bool = False
+        self, share: "Share", op: str, run: str, *, tokens: int = 0, refund: bool = False
     ) -> asyncio.Future[CapReply]:
-        """Acquire, touch or release a share of capacity that accounts have in common."""
+        """Acquire, touch or release a share of capacity that accounts have in common; ``run`` is a stream's nonce."""
         return self.redis.script(
             _CAP,
             (share.owner.permits, *share.allowances.keys),
-            (op, sid, share.lease_ms, share.estimate, tokens, int(refund), share.allowances.packed),
+            (op, run, share.lease_ms, share.estimate, tokens, int(refund), share.allowances.packed),
             lambda reply: CapReply(*reply),
         )
 

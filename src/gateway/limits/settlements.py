@@ -76,7 +76,7 @@ class Settlements:
         for share in settlement.shares:
             posting = settlement.posting
             self._scripts.cap(
-                share, "release", settlement.stream.sid, tokens=posting.tokens, refund=posting.refund
+                share, "release", settlement.stream.nonce, tokens=posting.tokens, refund=posting.refund
             ).add_done_callback(forget)
 
     def say_again(self, account: str) -> None:

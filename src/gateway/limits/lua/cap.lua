@@ -31,7 +31,7 @@ if op == 'acquire' then
     local cost = b[4] == 1 and estimate or 1
     b.need = cost * b[2]
     if b.need > b.level then
-      if b[5] == 1 then b.need, shadowed[#shadowed + 1] = 0, i
+      if b[5] == 1 then shadowed[#shadowed + 1] = i
       elseif cost > b[3] then return {-7, i, 0, {}}
       else return {-4, i, math.ceil((b.need - b.level) / b[1]), {}} end
     end

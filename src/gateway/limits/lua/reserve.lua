@@ -30,11 +30,11 @@ end
 if r[1] then
   if (r[2] or '') ~= request then return answer(5) end
   if r[1] == 'open' then
-    if r[3] == nonce then return answer(2, 0, 0, num(r[4])) end
-    return answer(3)
+    return r[3] == nonce and answer(2, 0, 0, num(r[4])) or answer(3)
   end
-  -- What ended at no cost may be asked for again, but not by a late duplicate of the call that was withdrawn.
-  if r[3] == nonce or r[7] == 'complete' or num(r[5]) + num(r[6]) > 0 then return answer(4, 0, 0, num(r[5])) end
+  -- What ended at no cost may be asked for again, not by a late duplicate of the withdrawn call, nor after a reap.
+  local out, cost = r[7] or 'complete', num(r[5])
+  if r[3] == nonce or out == 'complete' or cost + num(r[6]) > 0 then return answer(4, 0, 0, cost) end
 end
 if not w[1] then return answer(-1) end
 local recovering = fence(W, V, G, known, seen, num(w[5]))
@@ -81,7 +81,7 @@ for i, b in ipairs(buckets) do
   local cost = b[4] == 1 and tokens or 1
   b.need = cost * b[2]
   if b.need > b.level then
-    if b[5] == 1 then b.need, shadowed[#shadowed + 1] = 0, #windows + i
+    if b[5] == 1 then shadowed[#shadowed + 1] = #windows + i
     elseif cost > b[3] then return answer(-7, #windows + i)
     else return answer(-4, #windows + i, math.ceil((b.need - b.level) / b[1]), 0, math.floor(b.level / b[2])) end
   end

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from gateway.canonical.request import (
 )
 from gateway.metering import tokens
 from gateway.metering.tokens import count_bytes, count_images, count_input, counter, marks_cache, tokenizer_of
+from gateway.protocols.openai_chat.server import OpenAiChatServer
 
 O200K = counter()
 words = st.lists(st.text("abcdefgh", min_size=1, max_size=8), min_size=1, max_size=20)
@@ -206,3 +208,19 @@ def test_a_mark_for_the_providers_cache_is_found_wherever_it_may_stand() -> None
     assert not marks_cache(asked(Text("x"), tools=(Tool(name="t"),)))
     assert marks_cache(asked(Text("x", cache=mark)))
     assert marks_cache(asked(Text("x"), tools=(Tool(name="t", cache=mark),)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"functions": [{"name": "f", "description": "word " * 500}]},
+        {"plugins": ["word " * 500]},
+        {"prediction": {"type": "content", "content": "word " * 500}},
+        {"tools": [{"type": "custom", "custom": {"name": "f", "description": "word " * 500}}]},
+        {"messages": [{"role": "user", "content": [{"type": "newest", "newest": "word " * 500}]}]},
+    ],
+)
+async def test_what_only_the_provider_understands_is_counted_as_it_stands(fields: dict[str, Any]) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+    request = OpenAiChatServer().decode_request(json.dumps(body).encode(), {})
+    assert await count_input(request, counter()) > 500

@@ -156,11 +156,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     ``format`` names the protocol it came in. ``model`` is as the client wrote it. ``output_tokens_max`` is per choice,
     ``None`` where the client sets no bound. ``effort`` is the reasoning effort; ``thinking`` the Anthropic-shaped
-    object where a client sent one. ``bills_unseen`` says that it asks for something that is billed and not
-    sent. With ``embedding`` a vector of each message is wanted and no answer; then ``output_tokens_max`` is 0.
-    ``headers`` are those that a provider of the same format needs to understand the body.
-    ``raw`` maps the fields of the client's body to their JSON text, and ``untranslatable`` names those among them
-    whose meaning another format would lose.
+    object where a client sent one. ``bills_unseen`` says that it asks for something that is billed and not sent. With
+    ``embedding`` a vector of each message is wanted and no answer; then ``output_tokens_max`` is 0. ``headers`` are
+    those that a provider of the same format needs to understand the body. ``raw`` maps the fields of the client's body
+    to their JSON text, and ``untranslatable`` names those among them whose meaning another format would lose.
+    ``unread`` is text of the body that no part stands for and that a provider of the same format is sent all the same.
     """
 
     format: str
@@ -182,4 +182,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     bills_unseen: bool = False
     embedding: Embedding | None = None
     raw: dict[str, msgspec.Raw] = {}
+    unread: tuple[str, ...] = ()
     untranslatable: tuple[str, ...] = ()

@@ -104,6 +104,7 @@ def _texts(request: Request) -> Iterable[str]:
     for message in request.messages:
         for part in message.parts:
             yield from _part_texts(part)
+    yield from request.unread
     for tool in request.tools:
         yield msgspec.json.encode(tool).decode()
     if request.json_schema is not None and request.json_schema.schema is not None:

@@ -50,6 +50,9 @@ _OWN_ONLY = ("audio", "functions", "modalities", "prediction", "web_search_optio
 # With these a vendor bills tokens that it does not send: OpenRouter's and Groq's ways to hide reasoning, and OpenAI's
 # predicted output, of which the rejected tokens are billed too.
 _UNSEEN = frozenset(("include_reasoning", "prediction", "reasoning", "reasoning_format"))
+# Fields that canonical parts stand for, or that no model reads; options of a few words cost nothing worth counting.
+_READ = frozenset(ChatRequest.__struct_fields__) - {"functions", "prediction", "web_search_options"}
+_SMALL_BYTES = 256
 _FIELDS_MAX = 256
 _LABEL_BYTES_MAX = 512
 
@@ -63,10 +66,11 @@ def decode(body: bytes) -> Request:
     _check_fields(raw)
     if chat.user or chat.metadata:
         _check_labels(chat)
+    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(chat.messages))
     return Request(
         format=NAME,
         model=check_model_name(chat.model),
-        messages=tuple(_message(message, f"messages[{i}]") for i, message in enumerate(chat.messages)),
+        messages=messages,
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         output_tokens_max=chat.max_completion_tokens or chat.max_tokens,
@@ -81,8 +85,19 @@ def decode(body: bytes) -> Request:
         user=chat.user,
         bills_unseen=not raw.keys().isdisjoint(_UNSEEN),
         raw=raw,
+        unread=_unread(chat, raw, messages),
         untranslatable=_untranslatable(chat, raw),
     )
+
+
+def _unread(chat: ChatRequest, raw: dict[str, msgspec.Raw], messages: tuple[Message, ...]) -> tuple[str, ...]:
+    """What goes to a provider of the same format and is in no canonical part: counted as it stands, rather too much."""
+    names = [name for name in raw if name not in _READ]
+    if any(tool.function is None for tool in chat.tools or ()):
+        names.append("tools")
+    if any(isinstance(part, Opaque) for message in messages for part in message.parts):
+        names.append("messages")
+    return tuple(bytes(raw[name]).decode() for name in names if len(bytes(raw[name])) > _SMALL_BYTES)
 
 
 def _check_fields(raw: dict[str, msgspec.Raw]) -> None:

@@ -57,6 +57,7 @@ bench-peers: $(VENV)/.dev ## install LiteLLM into an environment of its own
 docs: $(VENV)/.run ## write the generated references anew
 	$(BIN)/gateway config reference > docs/configuration.md
 	$(BIN)/gateway api reference > docs/api.md
+	test ! -x $(BIN)/pytest || $(BIN)/python -m tests.conformance.table
 
 reliability: $(VENV)/.dev ## run all fifty faults, the slow ones too, and write docs/reliability.md
 	rm -f build/reliability.json

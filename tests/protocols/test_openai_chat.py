@@ -216,7 +216,7 @@ def conversations(draw: st.DrawFn) -> list[Event]:
     for choice in range(draw(st.integers(1, 3))):
         kinds = st.sampled_from([TextDelta, ReasoningDelta, RefusalDelta])
         events += [kind(text, choice) for kind, text in draw(st.lists(st.tuples(kinds, words), max_size=5))]
-        calls = draw(st.lists(st.tuples(words, st.lists(words, max_size=3)), max_size=3))
+        calls = draw(st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=3)), max_size=3))
         for index, (name, fragments) in enumerate(calls):
             events.append(ToolCallStart(index, f"call_{choice}_{index}", name, choice))
             events += [ToolCallDelta(index, fragment, choice) for fragment in fragments]

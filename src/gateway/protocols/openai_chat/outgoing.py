@@ -64,7 +64,7 @@ def encode(request: Request, model: str) -> bytes:
         "stop": list(request.sampling.stop) or None,
         "frequency_penalty": request.sampling.frequency_penalty,
         "presence_penalty": request.sampling.presence_penalty,
-        "parallel_tool_calls": request.parallel_tool_calls,
+        "parallel_tool_calls": request.parallel_tool_calls if request.tools else None,
         "reasoning_effort": request.effort,
         "user": request.user,
         "tools": _tools(request),

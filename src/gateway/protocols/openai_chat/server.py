@@ -21,6 +21,7 @@ from gateway.canonical.events import (
     RefusalDelta,
     TextDelta,
     ToolCallDelta,
+    ToolCallEnd,
     ToolCallStart,
     Unified,
     UsageReport,
@@ -109,6 +110,8 @@ class ChunkEncoder:
         # Reasoning that is being shown, by choice: kept whole, since its signature belongs to the whole.
         self._blocks: dict[int, list[str]] = {}
         self._details = 0
+        # Calls that have no arguments yet, as (choice, index): clients read theirs as JSON, and an empty text is none.
+        self._bare: set[tuple[int, int]] = set()
         # Notices that wait for the first frame, and whether the stream has the id that they must share with it.
         self._held: list[Notice] = []
         self._is_named = False
@@ -140,6 +143,8 @@ class ChunkEncoder:
             return
         choice: int = event.choice  # type: ignore[attr-defined]
         self._started.add(choice)
+        if isinstance(event, ToolCallDelta):
+            self._bare.discard((choice, event.index))
         if isinstance(event, Finish):
             self._finished.add(choice)
 
@@ -161,16 +166,25 @@ class ChunkEncoder:
                 return self._detail(choice, {"type": "reasoning.encrypted", "data": data})
             case RefusalDelta(text, choice):
                 return self._delta(choice, {"refusal": text})
-            case ToolCallStart(index, identity, name, choice):
-                function = {"name": name, "arguments": ""}
-                call = {"index": index, "id": identity, "type": "function", "function": function}
-                return self._delta(choice, {"tool_calls": [call]})
-            case ToolCallDelta(index, arguments, choice):
-                return self._delta(choice, {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
             case Finish(reason, choice):
                 opened = self._open(choice)
                 self._finished.add(choice)
                 return opened + self._chunk([_choice(choice, {}, _FINISH[reason.unified])])
+            case _:
+                return self._encode_call(event)
+
+    def _encode_call(self, event: Event) -> bytes:
+        match event:
+            case ToolCallStart(index, identity, name, choice):
+                self._bare.add((choice, index))
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": identity, "type": "function", "function": function}
+                return self._delta(choice, {"tool_calls": [call]})
+            case ToolCallDelta(index, arguments, choice):
+                self._bare.discard((choice, index))
+                return self._delta(choice, {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
+            case ToolCallEnd(index, choice) if (choice, index) in self._bare:
+                return self._encode_call(ToolCallDelta(index, "{}", choice))
             case _:
                 return b""
 

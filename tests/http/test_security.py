@@ -207,10 +207,10 @@ async def provider_errors(site: Site) -> None:
 
 @row("12-the-clients-headers-stay-here")
 async def client_headers(site: Site) -> None:
-    odd = [f"{name}: evil" for name in ("X-Api-Key", "OpenAI-Organization", "OpenAI-Project", "Cookie", "Forwarded")]
+    odd = [f"{name}: evil" for name in ("Api-Key", "OpenAI-Organization", "OpenAI-Project", "Cookie", "Forwarded")]
     odd += [
         "X-Forwarded-For: 10.0.0.1",
-        "Connection: X-Api-Key, keep-alive",
+        "Connection: Api-Key, keep-alive",
         "TE: trailers",
         "Proxy-Authorization: evil",
     ]

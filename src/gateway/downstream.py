@@ -22,7 +22,6 @@ class Downstream:
         "_extra",
         "_lock",
         "_send",
-        "is_detached",
         "is_finished",
         "is_started",
         "last_write_at",
@@ -37,7 +36,6 @@ class Downstream:
         self._lock = asyncio.Lock()
         self.is_started = False
         self.is_finished = False
-        self.is_detached = False
         self.sending_since: float | None = None
         self.last_write_at = time.monotonic()
 
@@ -47,7 +45,6 @@ class Downstream:
 
     def detach(self) -> None:
         """The client has gone, and the answer is read to its end nevertheless: nothing is sent any more."""
-        self.is_detached = True
         self.is_finished = True
 
     async def write(self, payload: bytes, headers: Headers) -> None:

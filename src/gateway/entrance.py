@@ -106,23 +106,23 @@ class Entrance:
             payable = reservation.held if quoted.is_full else reservation.held + reservation.available
             asks = tuple((target, _bounded(request, wanted, target, tier, payable)) for target in targets)
             bounds = tuple(_bound_by(request, wanted, target, tier, asked) for target, asked in asks)
+            costs = [cost_max(wanted, target.terms, asked.output_tokens_max) for target, asked in asks]
+            reservation.cost_max = None if None in costs else max(cost for cost in costs if cost is not None)
+            return Admitted(
+                asks=asks,
+                bounds=bounds,
+                tier=tier,
+                reservation=reservation,
+                meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
+                allowances=rated.own,
+                shadowed=shadowed,
+                abuse=abuse,
+                standing=_standing(rated.own, reservation),
+                notices=_greeting(entitlement, tier, abuse),
+            )
         except BaseException:
             reservation.settle(Posting(actual=0, outcome="failed", tokens=0, refund=True, usage=b"{}"))
             raise
-        costs = [cost_max(wanted, target.terms, asked.output_tokens_max) for target, asked in asks]
-        reservation.cost_max = None if None in costs else max(cost for cost in costs if cost is not None)
-        return Admitted(
-            asks=asks,
-            bounds=bounds,
-            tier=tier,
-            reservation=reservation,
-            meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
-            allowances=rated.own,
-            shadowed=shadowed,
-            abuse=abuse,
-            standing=_standing(rated.own, reservation),
-            notices=_greeting(entitlement, tier, abuse),
-        )
 
     def meter_for(self, target: Target, meter: Meter) -> Meter:
         """A meter for another target of the same request, after the first did not answer."""

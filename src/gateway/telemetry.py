@@ -98,12 +98,14 @@ _request_lines = _Lines()
 class _TargetMetrics:
     """The series of one target and outcome, looked up once."""
 
-    __slots__ = ("cost", "first_token", "input", "output", "requests")
+    __slots__ = ("cost", "counted", "first_token", "input", "output", "reported", "requests")
 
     def __init__(self, metrics: "Telemetry", target: str, outcome: str) -> None:
         self.requests = metrics.requests.labels(target, outcome)
         self.input = metrics.tokens.labels(target, "input")
         self.output = metrics.tokens.labels(target, "output")
+        self.counted = metrics.drift.labels(target, "counted")
+        self.reported = metrics.drift.labels(target, "reported")
         self.cost = metrics.cost.labels(target)
         self.first_token = metrics.first_token.labels(target)
 
@@ -210,9 +212,9 @@ class Telemetry:
 
     def drifted(self, target: str, counted: int, reported: int) -> None:
         """Count one whole answer's output tokens by our count and by the provider's."""
-        label = target if (target, "complete") in self._series else "other"
-        self.drift.labels(label, "counted").inc(counted)
-        self.drift.labels(label, "reported").inc(reported)
+        series = self._series.get((target, "complete")) or self._series_of(target, "complete")
+        series.counted.inc(counted)
+        series.reported.inc(reported)
 
     def attempt_failed(self, request_id: str, attempt: Attempt) -> None:
         """Count a call to a provider that came to nothing before the client was shown anything, and write its line."""

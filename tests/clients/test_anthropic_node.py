@@ -1,24 +1,16 @@
 """Anthropic's own JavaScript client against a running gateway, with providers of both formats behind it."""
 
-import asyncio
-import json
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clients.scripts import needs, run
 from tests.harness import GatewayProcess
 from tests.upstream import Plan, ToolCall, Upstream
 
-FOLDER = Path(__file__).parent / "node"
-INSTALL = "(cd tests/clients/node && npm install --no-package-lock --no-audit --no-fund)"
-HAS_ALL = shutil.which("node") is not None and (FOLDER / "node_modules" / "@anthropic-ai" / "sdk").is_dir()
-
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not HAS_ALL, reason=f"needs node 20 and its packages: {INSTALL}, as .ci/run does"),
+    needs("@anthropic-ai/sdk"),
 ]
 
 USER = {"role": "user", "content": "Hi"}
@@ -40,11 +32,8 @@ class AnthropicNode:
         self, way: str, *, ask: dict[str, Any] | None = None, key: str | None = None, **more: Any
     ) -> Any:
         target = self._target | ({"apiKey": key} if key else {})
-        argument = json.dumps({**target, "way": way, "ask": {**ASK, **more} if ask is None else ask})
-        command = ["node", str(FOLDER / "anthropic_client.mjs"), argument]
-        ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=50, check=False)
-        assert ended.returncode == 0 and not ended.stderr, ended.stderr.decode()
-        return json.loads(ended.stdout)
+        asked = {**ASK, **more} if ask is None else ask
+        return await run("anthropic_client.mjs", **target, way=way, ask=asked)
 
 
 @pytest.fixture

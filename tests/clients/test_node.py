@@ -2,24 +2,19 @@
 
 import asyncio
 import json
-import shutil
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clients.scripts import appears, needs, run
 from tests.harness import GatewayProcess
 from tests.upstream import Plan, ToolCall, Upstream, Usage
 
-FOLDER = Path(__file__).parent / "node"
-INSTALL = "(cd tests/clients/node && npm install --no-package-lock --no-audit --no-fund)"
-HAS_ALL = shutil.which("node") is not None and (FOLDER / "node_modules" / "openai").is_dir()
-
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not HAS_ALL, reason=f"needs node 20 and its packages: {INSTALL}, as .ci/run does"),
+    needs("openai"),
 ]
 
 USER = {"role": "user", "content": "Hi"}
@@ -29,21 +24,6 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": PARAME
 BOTH = pytest.mark.parametrize("model", ["up/gpt-upstream", "claude/claude-upstream"])
 COLOGNE = ToolCall(name="weather", arguments=('{"ci', 'ty":"Kö', 'ln"}'))
 OSLO = ToolCall(name="weather", arguments=('{"city":', '"Oslo"}'))
-
-
-async def run(script: str, **argument: Any) -> Any:
-    """What a script prints."""
-    command = ["node", str(FOLDER / script), json.dumps(argument)]
-    ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=50, check=False)
-    assert ended.returncode == 0, ended.stderr.decode()
-    assert not ended.stderr, ended.stderr.decode()
-    return json.loads(ended.stdout)
-
-
-async def appears(path: Path) -> None:
-    async with asyncio.timeout(20):
-        while not path.exists():
-            await asyncio.sleep(0.01)
 
 
 class OpenAiNode:

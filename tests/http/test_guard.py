@@ -27,6 +27,14 @@ class ImpatientGuard(GuardedProtocol):
     body_s = 0.6
 
 
+class PatientGuard(GuardedProtocol):
+    """For requests that are to be answered, also on a machine that stands still for a second."""
+
+    header_s = 2.0
+    body_quiet_s = 2.0
+    body_s = 2.0
+
+
 class Connection:
     """A client that sends what it is told to."""
 
@@ -79,15 +87,14 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     body = b"%d %d" % (size, len(scope["headers"]))
     headers = [(b"content-length", b"%d" % len(body))]
     if scope["path"] == "/slow":
-        await asyncio.sleep(3 * ImpatientGuard.header_s)  # longer than the deadline of whatever waits behind it
+        await asyncio.sleep(1.2 * PatientGuard.body_s)  # longer than the deadline of whatever waits behind it
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def guarded() -> AsyncIterator[int]:
-    """The port of a server with the impatient guard."""
-    config = uvicorn.Config(echo, port=0, http=ImpatientGuard, lifespan="off", log_config=None, access_log=False)
+@contextlib.asynccontextmanager
+async def serving_with(guard: type[GuardedProtocol]) -> AsyncIterator[int]:
+    config = uvicorn.Config(echo, port=0, http=guard, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server._serve())  # noqa: TID251 - awaited below
@@ -97,6 +104,20 @@ async def guarded() -> AsyncIterator[int]:
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     await serving
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def guarded() -> AsyncIterator[int]:
+    """The port of a server with the impatient guard."""
+    async with serving_with(ImpatientGuard) as port:
+        yield port
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def patient() -> AsyncIterator[int]:
+    """The port of a server with the patient guard."""
+    async with serving_with(PatientGuard) as port:
+        yield port
 
 
 def request(line: str = "GET / HTTP/1.1", *headers: str, body: bytes = b"") -> bytes:
@@ -170,8 +191,8 @@ async def test_blank_lines_do_not_keep_an_idle_connection_open(guarded: int) -> 
             await connection.is_refused(408)
 
 
-async def test_an_answer_that_takes_long_is_not_cut_by_the_requests_deadlines(guarded: int) -> None:
-    async with connected(guarded) as connection:
+async def test_an_answer_that_takes_long_is_not_cut_by_the_requests_deadlines(patient: int) -> None:
+    async with connected(patient) as connection:
         await connection.send(request("POST /slow HTTP/1.1", "Content-Length: 3", body=b"abc"))
         assert (await connection.answer()).body == b"3 2"
 
@@ -179,15 +200,15 @@ async def test_an_answer_that_takes_long_is_not_cut_by_the_requests_deadlines(gu
 # Pipelines.
 
 
-async def test_pipelined_requests_are_answered_in_order(guarded: int) -> None:
-    async with connected(guarded) as connection:
+async def test_pipelined_requests_are_answered_in_order(patient: int) -> None:
+    async with connected(patient) as connection:
         bodies = (b"", b"a", b"bb")
         await connection.send(b"".join(request(POST, f"Content-Length: {len(b)}", body=b) for b in bodies))
         assert [(await connection.answer()).body for _ in bodies] == [b"0 2", b"1 2", b"2 2"]
 
 
-async def test_a_pipelined_body_does_not_run_out_of_time_behind_a_slow_answer(guarded: int) -> None:
-    async with connected(guarded) as connection:
+async def test_a_pipelined_body_does_not_run_out_of_time_behind_a_slow_answer(patient: int) -> None:
+    async with connected(patient) as connection:
         await connection.send(request("GET /slow HTTP/1.1") + request(POST, "Content-Length: 200000"))
         await connection.send(b"x" * 100_000)
         assert (await connection.answer()).body == b"0 1"
@@ -195,8 +216,8 @@ async def test_a_pipelined_body_does_not_run_out_of_time_behind_a_slow_answer(gu
         assert (await connection.answer()).body == b"200000 2"
 
 
-async def test_rubbish_behind_a_request_does_not_get_into_its_answer(guarded: int) -> None:
-    async with connected(guarded) as connection:
+async def test_rubbish_behind_a_request_does_not_get_into_its_answer(patient: int) -> None:
+    async with connected(patient) as connection:
         await connection.send(request("GET /slow HTTP/1.1") + request() + b"\0\0\0\0")
         assert await connection.rest() == b""
 
@@ -204,8 +225,8 @@ async def test_rubbish_behind_a_request_does_not_get_into_its_answer(guarded: in
 # Bounds.
 
 
-async def test_a_large_body_that_comes_at_once_is_not_taken_for_a_header(guarded: int) -> None:
-    async with connected(guarded) as connection:
+async def test_a_large_body_that_comes_at_once_is_not_taken_for_a_header(patient: int) -> None:
+    async with connected(patient) as connection:
         await connection.send(request(POST, "Content-Length: 5000000", body=b"x" * 5_000_000))
         assert (await connection.answer()).body == b"5000000 2"
         await connection.send(request(POST, "Content-Length: 300000", body=b"x" * 300_000) + request())
@@ -232,8 +253,8 @@ async def test_a_header_that_is_too_large_ends_the_connection(guarded: int, data
         assert (await connection.rest())[:12] in (b"HTTP/1.1 431", b"")
 
 
-async def test_the_largest_header_that_is_taken_is_told_apart_from_one_more(guarded: int) -> None:
-    async with connected(guarded) as connection:
+async def test_the_largest_header_that_is_taken_is_told_apart_from_one_more(patient: int) -> None:
+    async with connected(patient) as connection:
         await connection.send(request("GET / HTTP/1.1", *["X: y"] * 99))
         assert (await connection.answer()).body == b"0 100"
         await connection.send(request("GET / HTTP/1.1", *["X: y"] * 100))

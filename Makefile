@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types fmt bench bench-peers docs reliability clean
+.PHONY: help run test clients lint types fmt bench bench-peers docs reliability clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,8 +32,11 @@ $(VENV)/.dev: $(VENV)/.run
 run: $(VENV)/.run ## start the gateway on 127.0.0.1:8080, or on GATEWAY_PORT
 	@exec $(BIN)/gateway serve
 
-test: $(VENV)/.dev ## run the whole suite
+test: clients ## run the whole suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -rs $(ARGS)
+
+clients: $(VENV)/.dev ## install the clients that tests run in environments of their own
+	@$(BIN)/python -m tests.clients.python.install $(STRICT)
 
 lint: $(VENV)/.dev ## style, names, import contracts
 	$(BIN)/ruff check src tests benchmarks

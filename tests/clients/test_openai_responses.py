@@ -61,7 +61,7 @@ async def test_a_stream_tells_every_step_in_its_order(upstream: Upstream, client
     assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == "Hello, world!"
     response = seen[-1].response
     assert {seen[0].response.id, seen[1].response.id} == {response.id}
-    assert (response.status, response.output_text, response.store) == ("completed", "Hello, world!", False)
+    assert (response.status, response.output_text, response.store) == ("completed", "Hello, world!", True)
     assert response.output[0].id == seen[2].item.id == seen[4].item_id
     usage = response.usage
     assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (10, 4, 14)
@@ -96,7 +96,7 @@ async def test_what_was_asked_for_is_told_again(upstream: Upstream, client: Asyn
     assert {name: response[name] for name in asked if name not in ("store", "tools", "reasoning")} == {
         name: value for name, value in asked.items() if name not in ("store", "tools", "reasoning")
     }
-    assert response["store"] is False and response["tools"][0]["name"] == "Weather"
+    assert response["store"] is True and response["tools"][0]["name"] == "Weather"
     assert response["reasoning"]["effort"] == "low"
     sent = upstream.requests[0].body
     assert sent["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -313,7 +313,7 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"previous_response_id": "resp_1"}, 400, "previous_response_not_found", "previous_response_id"),
     ({"input": [{"type": "item_reference", "id": "rs_1"}]}, 404, "not_found", "input[0]"),
     ({"conversation": "conv_1"}, 400, "unsupported_value", "conversation"),
-    ({"background": True}, 400, "unsupported_value", "background"),
+    ({"background": True, "store": False}, 400, "invalid_value", "background"),
     ({"tools": [{"type": "web_search"}]}, 400, "unsupported_value", "tools[0]"),
     ({"tool_choice": {"type": "web_search_preview"}}, 400, "unsupported_value", "tool_choice"),
     ({"top_logprobs": 2}, 400, "unsupported_value", "top_logprobs"),

@@ -4,7 +4,6 @@ Nothing here knows whether the client watches. The encoder tells the items what 
 the format wants all of it, which is at the beginning and at the end.
 """
 
-import os
 from typing import Any, Literal
 
 import msgspec
@@ -32,8 +31,19 @@ _ECHOED: dict[str, Any] = {
 }
 
 
-def _new_id(prefix: str) -> str:
-    return f"{prefix}_{os.urandom(16).hex()}"
+class Place(msgspec.Struct, frozen=True):
+    """Where an item stands: its id, and its number in the output."""
+
+    id: str
+    index: int
+
+
+class Storage(msgspec.Struct, frozen=True):
+    """What a response says of the ones before it, and whether it can be asked for later."""
+
+    previous: str | None = None
+    is_kept: bool = False
+    is_background: bool = False
 
 
 class TextPart:
@@ -61,9 +71,9 @@ class TextPart:
 class MessageItem:
     """What the model says; its last part may still grow."""
 
-    def __init__(self, output_index: int) -> None:
-        self.id = _new_id("msg")
-        self.output_index = output_index
+    def __init__(self, place: Place) -> None:
+        self.id = place.id
+        self.output_index = place.index
         self.parts: list[TextPart] = []
 
     def open_part(self, kind: PartKind) -> TextPart:
@@ -80,9 +90,9 @@ class MessageItem:
 class ReasoningItem:
     """A block of reasoning. ``sealed`` is what its provider has to see again."""
 
-    def __init__(self, output_index: int) -> None:
-        self.id = _new_id("rs")
-        self.output_index = output_index
+    def __init__(self, place: Place) -> None:
+        self.id = place.id
+        self.output_index = place.index
         self.pieces: list[str] = []
         self.sealed: str | None = None
 
@@ -99,13 +109,13 @@ class ReasoningItem:
 
 
 class CallItem:
-    """A function call."""
+    """A function call; ``own`` is the function's namespace, empty where it has none, and its name."""
 
-    def __init__(self, output_index: int, call_id: str, name: str) -> None:
-        self.id = _new_id("fc")
-        self.output_index = output_index
+    def __init__(self, place: Place, call_id: str, own: tuple[str, str]) -> None:
+        self.id = place.id
+        self.output_index = place.index
         self.call_id = call_id
-        self.name = name
+        self.namespace, self.name = own
         self.pieces: list[str] = []
 
     @property
@@ -117,27 +127,32 @@ class CallItem:
         """The item as the format spells it."""
         arguments = self.arguments if status == "in_progress" else self.arguments or "{}"
         item = {"id": self.id, "type": "function_call", "status": status}
-        return {**item, "arguments": arguments, "call_id": self.call_id, "name": self.name}
+        called = {"arguments": arguments, "call_id": self.call_id, "name": self.name}
+        return {**item, **called, "namespace": self.namespace} if self.namespace else {**item, **called}
 
 
 Item = MessageItem | ReasoningItem | CallItem
 
 
 class Answer:
-    """The response so far. Items are listed once they are done, in the order in which they began."""
+    """The response so far. Items are listed once they are done, in the order in which they began.
 
-    def __init__(self, request: Request, response_id: str, created: int) -> None:
+    The ids of its items begin as its own does, so that an item's id tells in which response it is.
+    """
+
+    def __init__(self, request: Request, stream_id: str, created: int, storage: Storage) -> None:
         self.model = request.model
         self.created = created
         self.count = 0
-        self._id = response_id
+        self._stream_id = stream_id
+        self._storage = storage
         self._done: dict[int, dict[str, Any]] = {}
         self._echo = {name: _asked(request, name, default) for name, default in _ECHOED.items()}
 
-    def next_index(self) -> int:
-        """The place of the next item."""
+    def next_place(self, prefix: Literal["msg", "rs", "fc"]) -> Place:
+        """Where the next item goes."""
         self.count += 1
-        return self.count - 1
+        return Place(f"{prefix}_{self._stream_id}{self.count - 1:04x}", self.count - 1)
 
     def finish(self, item: Item, status: ItemStatus) -> dict[str, Any]:
         """An item is done; returns it as the format spells it."""
@@ -147,17 +162,17 @@ class Answer:
     def fields(self, status: str, usage: Usage | None = None, **more: Any) -> dict[str, Any]:
         """The response object. ``more`` replaces or adds fields."""
         return {
-            "id": self._id,
+            "id": f"resp_{self._stream_id}",
             "object": "response",
             "created_at": self.created,
             "status": status,
-            "background": False,
+            "background": self._storage.is_background,
             "error": None,
             "incomplete_details": None,
             "model": self.model,
             "output": [self._done[index] for index in sorted(self._done)],
-            "previous_response_id": None,
-            "store": False,
+            "previous_response_id": self._storage.previous,
+            "store": self._storage.is_kept,
             "truncation": "disabled",
             "usage": None if usage is None else _usage(usage),
             **self._echo,

@@ -6,6 +6,7 @@ provider has to see again unchanged stands in ``encrypted_content``, marked with
 """
 
 import re
+from collections.abc import Sequence
 from typing import assert_never
 
 from gateway.canonical.errors import ErrorCode, RequestError
@@ -21,6 +22,7 @@ from gateway.canonical.request import (
     ToolResult,
 )
 from gateway.protocols.bodies import check_base64, check_image_type
+from gateway.protocols.openai_responses.namespaces import NO_NAMESPACES, FlatNames
 from gateway.protocols.openai_responses.shapes import ContentPart, InputItem
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+);base64,", re.ASCII)
@@ -48,10 +50,20 @@ def seal_redacted(data: str) -> str:
     return _REDACTED + data
 
 
-def conversation(items: list[InputItem] | None) -> tuple[Message, ...]:
-    """Raises ``RequestError`` for an item that cannot be carried."""
-    turns = _Turns()
-    for number, item in enumerate(items or ()):
+def conversation(
+    said: str | list[InputItem] | None, earlier: Sequence[InputItem] = (), names: FlatNames = NO_NAMESPACES
+) -> tuple[Message, ...]:
+    """What is said, after the ``earlier`` items of a stored conversation; functions have their flat ``names``.
+
+    Raises ``RequestError`` for an item that cannot be carried.
+    """
+    turns = _Turns(names)
+    for item in earlier:
+        _add_item(turns, item, "previous_response_id")
+    if isinstance(said, str):
+        turns.add(Message("user", (Text(said),)))
+        return turns.close()
+    for number, item in enumerate(said or ()):
         _add_item(turns, item, f"input[{number}]")
     return turns.close()
 
@@ -59,9 +71,10 @@ def conversation(items: list[InputItem] | None) -> tuple[Message, ...]:
 class _Turns:
     """Rows of items as turns. A second message of an assistant is a second turn, unless a call stands between."""
 
-    __slots__ = ("_parts", "_role", "_turns")
+    __slots__ = ("_parts", "_role", "_turns", "names")
 
-    def __init__(self) -> None:
+    def __init__(self, names: FlatNames) -> None:
+        self.names = names
         self._turns: list[Message] = []
         self._role = ""
         self._parts: list[Part] = []
@@ -104,6 +117,7 @@ def _add_item(turns: _Turns, item: InputItem, where: str) -> None:
             _add_message(turns, item, where)
         case "function_call":
             call_id, name = _named(item.call_id, f"{where}.call_id"), _named(item.name, f"{where}.name")
+            name = turns.names.flat(item.namespace, name) if item.namespace else name
             turns.add_call(ToolCall(call_id, name, item.arguments or ""))
         case "function_call_output":
             call_id = _named(item.call_id, f"{where}.call_id")
@@ -112,8 +126,8 @@ def _add_item(turns: _Turns, item: InputItem, where: str) -> None:
             turns.add_said(_reasoning(item))
         case "item_reference" | None:
             raise RequestError(
-                f"{where} refers to an item by its id, but nothing is stored here; send the item itself "
-                "(the AI SDK does where its option store is false).",
+                f"{where} refers to an item that is not stored here; send the item itself (the AI SDK does where its "
+                "option store is false).",
                 code=ErrorCode.NOT_FOUND,
                 param=where,
             )

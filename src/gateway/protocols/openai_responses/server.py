@@ -40,31 +40,40 @@ from gateway.protocols.openai_responses.collect import (
     MessageItem,
     PartKind,
     ReasoningItem,
+    Storage,
     TextPart,
 )
 from gateway.protocols.openai_responses.items import seal_redacted, seal_signature
+from gateway.protocols.openai_responses.namespaces import flat_names_of
 from gateway.protocols.rates import openai_headers
 from gateway.protocols.sse import encode_event
-from gateway.protocols.wire import STREAM_HEADERS, Allowance, Cut, Encoder, Headers, Notice, Reply, StreamMeta
+from gateway.protocols.wire import STREAM_HEADERS, Allowance, Cut, Headers, Notice, Reply, StreamMeta
 
 _INCOMPLETE = {Unified.LENGTH: "max_output_tokens", Unified.CONTENT_FILTER: "content_filter"}
 _PROVIDER_GAVE_UP = {"code": "server_error", "message": "The provider ended the answer with an error."}
 # The few codes that a failed response may have; the event before it has the precise one.
 _FAILED = {"rate_limit_error": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
+_ALONE = Storage()
 
 
 class OpenAiResponsesServer:
-    """OpenAI's Responses, streamed or whole; nothing is stored."""
+    """OpenAI's Responses, streamed or whole; kept for a while unless ``store`` is false.
+
+    Nothing is kept here: ``storage`` is what the answer says of that.
+    """
 
     name = NAME
+
+    def __init__(self, storage: Storage = _ALONE) -> None:
+        self._storage = storage
 
     def decode_request(self, body: bytes, query: Mapping[str, str]) -> Request:
         """The model is named in the body."""
         return incoming.decode(body)
 
-    def encoder(self, request: Request, meta: StreamMeta) -> Encoder:
+    def encoder(self, request: Request, meta: StreamMeta) -> "EventEncoder":
         """Events where the client streams, else one whole response."""
-        return EventEncoder(request, meta) if request.stream else WholeEncoder(request, meta)
+        return (EventEncoder if request.stream else WholeEncoder)(request, meta, self._storage)
 
     def rate_headers(self, standing: list[Allowance]) -> Headers:
         """``x-ratelimit-*``, as OpenAI's clients read them."""
@@ -76,14 +85,16 @@ class OpenAiResponsesServer:
 
 
 class EventEncoder:
-    """One stream of events."""
+    """One stream of events. ``final`` is the response object that was told at its end, ``None`` before."""
 
     headers: Headers = ((b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS)
     heartbeat = b": keep-alive\n\n"
 
-    def __init__(self, request: Request, meta: StreamMeta) -> None:
+    def __init__(self, request: Request, meta: StreamMeta, storage: Storage = _ALONE) -> None:
+        self.final: dict[str, Any] | None = None
         self._wants_notices = meta.wants_notices
-        self._answer = Answer(request, f"resp_{meta.request_id}", meta.created)
+        self._answer = Answer(request, meta.stream_id or meta.request_id, meta.created, storage)
+        self._names = flat_names_of(request.raw.get("tools"))
         self._sequence = 0
         self._is_open = False
         self._unified = Unified.STOP
@@ -146,6 +157,9 @@ class EventEncoder:
         if self._is_open:
             return b""
         self._is_open = True
+        return self._announce()
+
+    def _announce(self) -> bytes:
         created = self._tell("response.created", response=self._answer.fields("in_progress"))
         begun = self._tell("response.in_progress", response=self._answer.fields("in_progress"))
         return created + begun
@@ -176,7 +190,7 @@ class EventEncoder:
     def _open_text(self, kind: PartKind) -> bytes:
         out = self._open() + self._close_thought()
         if self._message is None:
-            self._message = MessageItem(self._answer.next_index())
+            self._message = MessageItem(self._answer.next_place("msg"))
             out += self._add(self._message)
         else:
             out += self._close_part()
@@ -219,7 +233,7 @@ class EventEncoder:
         item, opened = self._reasoning, b""
         if item is None:
             opened = self._open() + self._close_text()
-            item = self._reasoning = ReasoningItem(self._answer.next_index())
+            item = self._reasoning = ReasoningItem(self._answer.next_place("rs"))
             opened += self._add(item) + self._tell_summary(item, "part.added", part=_summary(""))
         item.pieces.append(text)
         return opened + self._tell_summary(item, "text.delta", delta=text)
@@ -240,7 +254,7 @@ class EventEncoder:
             if sealed is None:
                 return b""
             opened = self._open() + self._close_text()
-            self._reasoning = ReasoningItem(self._answer.next_index())
+            self._reasoning = ReasoningItem(self._answer.next_place("rs"))
             opened += self._add(self._reasoning)
         self._reasoning.sealed = sealed
         return opened + self._close_thought()
@@ -260,7 +274,7 @@ class EventEncoder:
 
     def _start_call(self, index: int, identity: str, name: str) -> bytes:
         closed = self._open() + self._close_thought() + self._close_text()
-        item = self._calls[index] = CallItem(self._answer.next_index(), identity, name)
+        item = self._calls[index] = CallItem(self._answer.next_place("fc"), identity, self._names.own(name))
         return closed + self._add(item)
 
     def _extend_call(self, item: CallItem, arguments: str) -> bytes:
@@ -319,7 +333,19 @@ class EventEncoder:
         return "completed", {"usage": usage, "completed_at": int(time.time())}
 
     def _tell_end(self, status: str, fields: dict[str, Any]) -> bytes:
-        return self._tell(f"response.{status}", response=self._answer.fields(status, **fields))
+        self.final = self._answer.fields(status, **fields)
+        return self._tell(f"response.{status}", response=self.final)
+
+    def so_far(self) -> dict[str, Any] | None:
+        """The response as the client has seen it, as cancelled; ``None`` where it has not begun or is whole.
+
+        What was said is in it to the last word. A call of which only a part came is not: nobody could answer it.
+        """
+        if not self._is_open or self.final is not None:
+            return None
+        growing = [item.fields("incomplete") for item in (self._reasoning, self._message) if item is not None]
+        told = self._answer.fields("cancelled")
+        return {**told, "output": [*told["output"], *growing]}
 
     def cut(self, cut: Cut, usage: Usage) -> bytes:
         """The response as far as it came: incomplete, with the reason beside it."""
@@ -350,8 +376,8 @@ class WholeEncoder(EventEncoder):
     headers = ((b"content-type", b"application/json"),)
     heartbeat = b""
 
-    def __init__(self, request: Request, meta: StreamMeta) -> None:
-        super().__init__(request, meta)
+    def __init__(self, request: Request, meta: StreamMeta, storage: Storage = _ALONE) -> None:
+        super().__init__(request, meta, storage)
         self._events: list[dict[str, Any]] = []
 
     def _tell(self, kind: str, **fields: Any) -> bytes:
@@ -360,7 +386,12 @@ class WholeEncoder(EventEncoder):
     def _tell_end(self, status: str, fields: dict[str, Any]) -> bytes:
         if self._events:
             fields["x_gateway"] = {**fields.get("x_gateway", {}), "events": self._events}
-        return msgspec.json.encode(self._answer.fields(status, **fields))
+        self.final = self._answer.fields(status, **fields)
+        return msgspec.json.encode(self.final)
+
+    def so_far(self) -> dict[str, Any] | None:
+        """Nothing: the client has seen none of it, and does not know its id."""
+        return None
 
     def notice(self, notice: Notice) -> bytes:
         """Into the response's ``x_gateway``, where such were asked for."""

@@ -33,6 +33,7 @@ class InputItem(msgspec.Struct, frozen=True):
     content: str | list[ContentPart] | None = None
     call_id: Name | None = None
     name: Name | None = None
+    namespace: Name | None = None
     arguments: str | None = None
     output: str | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
@@ -45,6 +46,7 @@ class ResponsesTool(msgspec.Struct, frozen=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    tools: Annotated[list["ResponsesTool"], Meta(max_length=1024)] | None = None
 
 
 class NamedToolChoice(msgspec.Struct, frozen=True):

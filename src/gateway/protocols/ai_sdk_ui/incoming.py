@@ -15,7 +15,14 @@ from gateway.canonical.request import Message, Part, Request, Sampling, Text, To
 from gateway.protocols.ai_sdk_ui import NAME
 from gateway.protocols.ai_sdk_ui.parts import assistant_part, tool_call, tool_result, user_part
 from gateway.protocols.ai_sdk_ui.shapes import ChatBody, CompletionBody, NamedTool, Settings, UiMessage, UiPart
-from gateway.protocols.bodies import check_model_name, check_name, decode_fields, decode_json, refuse_routing_fields
+from gateway.protocols.bodies import (
+    check_model_name,
+    check_name,
+    decode_fields,
+    decode_json,
+    refuse_routing_fields,
+    untold_fields,
+)
 
 StreamProtocol: TypeAlias = Literal["ui", "text", "data"]
 
@@ -23,6 +30,16 @@ _CHAT_PROTOCOLS: tuple[StreamProtocol, ...] = ("ui", "text")
 _COMPLETION_PROTOCOLS: tuple[StreamProtocol, ...] = ("ui", "text", "data")
 _CHAT = msgspec.json.Decoder(ChatBody)
 _COMPLETION = msgspec.json.Decoder(CompletionBody)
+_SPELLING = {
+    "frequency_penalty": "frequencyPenalty",
+    "max_tokens": "maxOutputTokens",
+    "presence_penalty": "presencePenalty",
+    "reasoning_effort": "reasoningEffort",
+    "stop": "stopSequences",
+    "tool_choice": "toolChoice",
+    "top_k": "topK",
+    "top_p": "topP",
+}
 
 
 class UiRequest(Request, frozen=True, kw_only=True):
@@ -40,7 +57,8 @@ class UiRequest(Request, frozen=True, kw_only=True):
 def decode_chat(body: bytes, query: Mapping[str, str], default_model: str | None) -> UiRequest:
     """Raises ``RequestError`` that names the field as the client wrote it."""
     chat = decode_json(body, _CHAT)
-    refuse_routing_fields(decode_fields(body).keys())
+    fields = decode_fields(body)
+    refuse_routing_fields(fields.keys())
     _refuse_older_client(chat)
     for number, tool in enumerate(chat.tools or ()):
         check_name(tool.name, f"tools[{number}].name")
@@ -55,6 +73,8 @@ def decode_chat(body: bytes, query: Mapping[str, str], default_model: str | None
         request,
         tools=tuple(chat.tools or ()),
         tool_choice=_tool_choice(chat.toolChoice),
+        untold=untold_fields(fields, ChatBody.__struct_fields__),
+        chat_id=chat.id,
         continues=chat.messages[-1].role == "assistant",
         stream_protocol=_stream_protocol(query, _CHAT_PROTOCOLS),
     )
@@ -63,9 +83,14 @@ def decode_chat(body: bytes, query: Mapping[str, str], default_model: str | None
 def decode_completion(body: bytes, query: Mapping[str, str], default_model: str | None) -> UiRequest:
     """Raises ``RequestError`` that names the field as the client wrote it."""
     completion = decode_json(body, _COMPLETION)
-    refuse_routing_fields(decode_fields(body).keys())
+    fields = decode_fields(body)
+    refuse_routing_fields(fields.keys())
     request = _request(completion, [Message("user", (Text(completion.prompt),))], query, default_model)
-    return msgspec.structs.replace(request, stream_protocol=_stream_protocol(query, _COMPLETION_PROTOCOLS))
+    return msgspec.structs.replace(
+        request,
+        untold=untold_fields(fields, CompletionBody.__struct_fields__),
+        stream_protocol=_stream_protocol(query, _COMPLETION_PROTOCOLS),
+    )
 
 
 def _request(
@@ -89,6 +114,7 @@ def _request(
         ),
         effort=settings.reasoningEffort,
         thinking=settings.thinking,
+        spelling=_SPELLING,
     )
 
 

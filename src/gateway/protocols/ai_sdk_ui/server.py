@@ -6,7 +6,7 @@ from gateway.canonical.errors import GatewayError
 from gateway.canonical.request import Request, ToolCall
 from gateway.protocols.ai_sdk_ui import NAME, Compat
 from gateway.protocols.ai_sdk_ui.incoming import UiRequest, decode_chat, decode_completion
-from gateway.protocols.ai_sdk_ui.stream import UiMessageEncoder
+from gateway.protocols.ai_sdk_ui.stream import UiMessageEncoder, failure
 from gateway.protocols.ai_sdk_ui.text import TextEncoder
 from gateway.protocols.rates import openai_headers
 from gateway.protocols.wire import Allowance, Encoder, Headers, Reply, StreamMeta, json_reply, retry_headers
@@ -16,6 +16,8 @@ class AiSdkUiServer:
     """The UI message stream that ``useChat`` of AI SDK 5 and later reads."""
 
     name = NAME
+    heartbeat = UiMessageEncoder.heartbeat
+    nothing_to_resume = 204
 
     def __init__(self, *, default_model: str | None = None, compat: Compat = "5-strict") -> None:
         """``default_model`` answers where a request names none; ``compat`` is the oldest client there is."""
@@ -34,6 +36,10 @@ class AiSdkUiServer:
         call_ids = [part.id for message in request.messages for part in message.parts if isinstance(part, ToolCall)]
         continues = asked is not None and asked.continues
         return UiMessageEncoder(meta, compat=self._compat, continues=continues, call_ids=call_ids)
+
+    def broken_off(self, error: GatewayError) -> bytes:
+        """An error as the last event."""
+        return failure(error)
 
     def rate_headers(self, standing: list[Allowance]) -> Headers:
         """``x-ratelimit-*``, as OpenAI's clients read them."""

@@ -206,14 +206,8 @@ class UiMessageEncoder:
         )
 
     def fail(self, error: GatewayError) -> bytes:
-        """What went wrong: for programs as a transient data part, for people as the error that ends the stream."""
-        told = {"code": error.code.value, "message": error.message}
-        return (
-            self._close()
-            + _chunk("data-gateway-error", data=told, transient=True)
-            + _chunk("error", errorText=error.message)
-            + _DONE
-        )
+        """What went wrong."""
+        return self._close() + failure(error)
 
     def _end_parts(self) -> bytes:
         output = self._close() + b"".join([self._end_call(call) for call in self._calls.values()])
@@ -236,6 +230,12 @@ class UiMessageEncoder:
             cost = self._meta.cost_microusd()
             about["costUsd"] = f"{cost // 1_000_000}.{cost % 1_000_000:06}"
         return about
+
+
+def failure(error: GatewayError) -> bytes:
+    """For programs a transient data part, for people the error that ends the stream."""
+    told = {"code": error.code.value, "message": error.message}
+    return _chunk("data-gateway-error", data=told, transient=True) + _chunk("error", errorText=error.message) + _DONE
 
 
 def _metadata(own: dict[str, str] | None) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The bytes the mock upstream answers with, all made beforehand: one OpenAI stream and one whole answer per model.
+"""The bytes the mock upstream answers with, all made beforehand: per model one stream in each of two formats, OpenAI's
+and Anthropic's, and one whole answer of OpenAI's.
 
 The model's name is the order: `burst-16` (16 one-word chunks in one write), `burst-4x64` (64 chunks, 4 in each write,
 one write after the other), `first-16` (the first word at once, the others 5 ms later), `paced-20x400` and
@@ -7,6 +8,7 @@ one write after the other), `first-16` (the first word at once, the others 5 ms 
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ class Script(NamedTuple):
     rest: list[bytes]
     words: list[bytes]
     stamp: tuple[bytes, bytes]
+    frame: Callable[[bytes], bytes]
     closing: bytes
 
 
@@ -70,27 +73,67 @@ def choice(delta: dict[str, object], finish: str | None = None) -> list[object]:
     return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
 
 
+class Wording(NamedTuple):
+    """How a format says a stream: what comes before its first word, each word, and what comes after the last."""
+
+    opening: bytes
+    word: Callable[[str], bytes]
+    frame: Callable[[bytes], bytes]
+    closing: bytes
+
+
+def openai_wording(model: str, chunks: int, with_usage: bool) -> Wording:
+    usage: object = None if with_usage else False
+    role = frame(chunk_of(model, choice({"role": "assistant", "content": "", "refusal": None}), usage))
+    closing = frame(chunk_of(model, choice({}, "stop"), usage))
+    if with_usage:
+        closing += frame(chunk_of(model, [], usage_of(chunks)))
+    closing += frame(b"[DONE]")
+    return Wording(role, lambda word: chunk_of(model, choice({"content": word}), usage), frame, closing)
+
+
+def named(payload: bytes) -> bytes:
+    """The same as Anthropic sends it: the event's name stands before it, and within it."""
+    kind = json.loads(payload)["type"].encode()
+    event = b"event: " + kind + b"\ndata: " + payload + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def anthropic_wording(model: str, chunks: int) -> Wording:
+    usage = {"input_tokens": PROMPT_TOKENS, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
+    message = {"id": "msg_bench", "type": "message", "role": "assistant", "model": model, "content": []}
+    message |= {"stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 1}}
+    opened = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    ended = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+    ended |= {"usage": {**usage, "output_tokens": chunks}}
+
+    def word(text: str) -> bytes:
+        delta = {"type": "text_delta", "text": text}
+        return dump({"type": "content_block_delta", "index": 0, "delta": delta})
+
+    begun = ({"type": "message_start", "message": message}, opened, {"type": "ping"})
+    closing = ({"type": "content_block_stop", "index": 0}, ended, {"type": "message_stop"})
+    opening, close = (b"".join(named(dump(event)) for event in events) for events in (begun, closing))
+    return Wording(opening, word, named, close)
+
+
 @lru_cache(maxsize=256)
-def script_of(model: str, with_usage: bool) -> Script:
+def script_of(model: str, with_usage: bool, is_anthropic: bool = False) -> Script:
     """The stream of a model, or ValueError when its name is none of ours."""
     match = MODEL_PATTERN.fullmatch(model)
     if match is None:
         raise ValueError(f"model {model!r} is not burst-N, burst-KxN, first-N, paced-RxN or slow-RxN")
     chunks, rate = int(match["chunks"]), float(match["rate"] or 1)
-    usage: object = None if with_usage else False
-    role = frame(chunk_of(model, choice({"role": "assistant", "content": "", "refusal": None}), usage))
-    opening = STREAM_HEAD + role + frame(chunk_of(model, choice({"content": FIRST_WORD}), usage))
-    words = [frame(chunk_of(model, choice({"content": " " + word}), usage)) for word in WORDS]
-    before, after = chunk_of(model, choice({"content": " @STAMP"}), usage).split(b"STAMP")
-    closing = frame(chunk_of(model, choice({}, "stop"), usage))
-    if with_usage:
-        closing += frame(chunk_of(model, [], usage_of(chunks)))
-    closing += frame(b"[DONE]") + b"0\r\n\r\n"
+    said = anthropic_wording(model, chunks) if is_anthropic else openai_wording(model, chunks, with_usage)
+    opening = STREAM_HEAD + said.opening + said.frame(said.word(FIRST_WORD))
+    words = [said.frame(said.word(" " + word)) for word in WORDS]
+    before, after = said.word(" @STAMP").split(b"STAMP")
+    closing = said.closing + b"0\r\n\r\n"
     rest = [words[index % len(words)] for index in range(1, chunks)]
     size = int(rate) if match["kind"] == "burst" and match["rate"] else chunks
     writes = [b"".join(rest[at : at + size]) for at in range(0, len(rest), size)] or [b""]
     writes[-1] += closing
-    return Script(match["kind"], chunks, 1 / rate, opening, writes, words, (before, after), closing)
+    return Script(match["kind"], chunks, 1 / rate, opening, writes, words, (before, after), said.frame, closing)
 
 
 @lru_cache(maxsize=256)

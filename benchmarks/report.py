@@ -16,8 +16,14 @@ Rounds = dict[str, list[Figures]]
 COST = {
     "request_cpu_us": "CPU µs / request",
     "stream64_cpu_us": "CPU µs / 64-chunk stream",
+    "translated64_cpu_us": "the same translated",
+    "translated64_ratio": "of the untouched",
     "paced1k_cpu_us": "µs / chunk at 1,000/s",
+    "translated1k_cpu_us": "the same translated",
+    "translated1k_ratio": "of the untouched",
     "paced5k_cpu_us": "µs / chunk at 5,000/s",
+    "translated5k_cpu_us": "the same translated",
+    "translated5k_ratio": "of the untouched",
     "ttft_added_p50_ms": "TTFT added p50 ms",
     "ttft_added_p99_ms": "TTFT added p99 ms",
     "stream_added_p50_ms": "stream added p50 ms",
@@ -42,6 +48,9 @@ BUDGET = {
     "request_cpu_us": "≤ 350",
     "paced1k_cpu_us": "≤ 62",
     "paced5k_cpu_us": "≤ 40",
+    "translated64_ratio": "≤ 2",
+    "translated1k_ratio": "≤ 2",
+    "translated5k_ratio": "≤ 2",
     "ttft_added_p50_ms": "< 1",
     "ttft_added_p99_ms": "< 5",
     "stream_kb": "≤ 60",
@@ -54,10 +63,17 @@ On in `litellm`: key check (master key) and its access log; no Redis, budgets or
 no key check, no access log. Every figure is the median of the rounds, with the lowest and the highest in brackets."""
 
 
+TRANSLATED = {"translated64": "stream64", "translated1k": "paced1k", "translated5k": "paced5k"}
+
+
 def add_differences(figures: dict[str, Figures]) -> None:
-    """What a target adds to the same round's direct answer."""
+    """What a target adds to the same round's direct answer, and what translating costs it beside passing on."""
     direct = figures.get("direct")
     for name, own in figures.items():
+        for translated, untouched in TRANSLATED.items():
+            ours, base = own.get(f"{translated}_cpu_us"), own.get(f"{untouched}_cpu_us")
+            if ours is not None and base:
+                own[f"{translated}_ratio"] = ours / base
         own["errors"] = sum(value or 0 for key, value in own.items() if key.endswith("_errors"))
         if direct is None or name == "direct":
             continue

@@ -58,8 +58,9 @@ class Load:
 
 
 @contextmanager
-def load(target: Target, kind: str, model: str, **plan: object) -> Iterator[Load]:
-    plan |= {"kind": kind, "port": target.port, "key": target.key, "model": target.prefix + model}
+def load(target: Target, kind: str, model: str, *, translated: bool = False, **plan: object) -> Iterator[Load]:
+    prefix = target.translated_prefix if translated else target.prefix
+    plan |= {"kind": kind, "port": target.port, "key": target.key, "model": f"{prefix}{model}"}
     command = [sys.executable, "-m", "benchmarks.load", json.dumps(plan)]
     with on_core(-1):
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -86,10 +87,14 @@ def cpu_figures(name: str, target: Target, used: Split, units: float) -> Figures
     return {f"{name}_cpu_us": used.both / units * 1e6, f"{name}_cpu_us_redis": used.redis / units * 1e6}
 
 
-def run_closed(name: str, model: str, stream: bool) -> Callable[[Target, int, Pace], Figures]:
+def run_closed(
+    name: str, model: str, *, stream: bool, translated: bool = False
+) -> Callable[[Target, int, Pace], Figures]:
     def runner(target: Target, upstream_port: int, pace: Pace) -> Figures:
+        if translated and target.translated_prefix is None:
+            return {}
         plan = {"connections": 4, "stream": stream, "warmup_s": pace.warmup_s, "window_s": pace.window_s}
-        with load(target, "closed", model, **plan) as run:
+        with load(target, "closed", model, translated=translated, **plan) as run:
             used, seen = measure_window(target, run)
         return cpu_figures(name, target, used, seen["done"]) | {
             f"{name}_per_s": seen["done"] / seen["seconds"],
@@ -99,10 +104,12 @@ def run_closed(name: str, model: str, stream: bool) -> Callable[[Target, int, Pa
     return runner
 
 
-def run_paced(name: str, streams: int) -> Callable[[Target, int, Pace], Figures]:
+def run_paced(name: str, streams: int, *, translated: bool = False) -> Callable[[Target, int, Pace], Figures]:
     def runner(target: Target, upstream_port: int, pace: Pace) -> Figures:
+        if translated and target.translated_prefix is None:
+            return {}
         plan = {"connections": streams, "warmup_s": pace.warmup_s, "window_s": pace.window_s}
-        with load(target, "paced", "paced-20x2000", **plan) as run:
+        with load(target, "paced", "paced-20x2000", translated=translated, **plan) as run:
             used, seen = measure_window(target, run)
         return cpu_figures(name, target, used, seen["events"]) | {
             f"{name}_per_s": seen["events"] / seen["seconds"],
@@ -165,6 +172,9 @@ RUNNERS: dict[str, Callable[[Target, int, Pace], Figures]] = {
     "latency": run_latency,  # before the paced ones: an overloaded target takes minutes to recover
     "request": run_closed("request", "burst-16", stream=False),
     "stream64": run_closed("stream64", "burst-4x64", stream=True),
+    "translated64": run_closed("translated64", "burst-4x64", stream=True, translated=True),
     "paced1k": run_paced("paced1k", streams=50),
+    "translated1k": run_paced("translated1k", streams=50, translated=True),
     "paced5k": run_paced("paced5k", streams=250),
+    "translated5k": run_paced("translated5k", streams=250, translated=True),
 }

@@ -39,13 +39,14 @@ class TargetFailed(Exception):
 
 @dataclass
 class Target:
-    """A running target, as the scenarios see it."""
+    """A running target, as the scenarios see it. `translated_prefix` is before models of the other format."""
 
     name: str
     port: int
     tree: ProcessTree
     key: str = KEY
     prefix: str = ""
+    translated_prefix: str | None = None
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Launch:
     ready_path: str
     env: dict[str, str] = field(default_factory=dict)
     prefix: str = ""
+    translated_prefix: str | None = None
     prepare: Callable[[int], str] | None = None  # port → key to use
 
 
@@ -91,6 +93,11 @@ def plan_gateway(folder: Path, port: int, upstream_port: int) -> Launch:
         f"    base_url: http://127.0.0.1:{upstream_port}/v1\n"
         "    api_key: ${BENCH_KEY}\n"
         "    price: {input: 0.15, output: 0.60}\n"
+        "  claude:\n"
+        "    type: anthropic\n"
+        f"    base_url: http://127.0.0.1:{upstream_port}/v1\n"
+        "    api_key: ${BENCH_KEY}\n"
+        "    price: {input: 0.15, output: 0.60}\n"
         "tiers:\n"
         "  default:\n"
         "    requests: {limit: 100000000, period_s: 60}\n"
@@ -110,6 +117,7 @@ def plan_gateway(folder: Path, port: int, upstream_port: int) -> Launch:
         ready_path="/readyz",
         env=env,
         prefix="mock/",
+        translated_prefix="claude/",
         prepare=lambda at: create_account(at, env["GATEWAY_ADMIN_KEY"]),
     )
 
@@ -189,7 +197,7 @@ def running(name: str, upstream_port: int) -> Iterator[Target]:
             process = subprocess.Popen(launch.command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
             key = wait_until_ready(process, port, launch, folder / "output.log")
-            yield Target(name, port, ProcessTree(process.pid, mark), key, launch.prefix)
+            yield Target(name, port, ProcessTree(process.pid, mark), key, launch.prefix, launch.translated_prefix)
         finally:
             stop(process, mark)
 

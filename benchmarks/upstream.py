@@ -1,7 +1,8 @@
-"""A cheap mock of an OpenAI upstream, in its own process: `python -m benchmarks.upstream` prints its port as JSON.
+"""A cheap mock of an upstream, in its own process: `python -m benchmarks.upstream` prints its port as JSON.
 
-What it answers is chosen by the model's name, see answers.py. Every sixteenth paced word is `@` and the monotonic clock
-in microseconds, so that a client can tell the delay. `GET /stats` tells what is open.
+It speaks OpenAI's format at `/chat/completions` and Anthropic's at `/messages`. What it answers is chosen by the name
+of the model, see answers.py. Every sixteenth paced word is `@` and the monotonic clock in microseconds, so that a
+client can tell the delay. `GET /stats` tells what is open.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import httptools
 import msgspec
 import uvloop
 
-from benchmarks.answers import Script, answer_of, dump, frame, respond, script_of
+from benchmarks.answers import Script, answer_of, dump, respond, script_of
 
 STAMP_EVERY = 16
 FIRST_PAUSE_S = 0.005
@@ -72,7 +73,7 @@ class Upstream(asyncio.Protocol):
         self.body += body
 
     def on_message_complete(self) -> None:
-        if self.url.endswith(b"/chat/completions"):
+        if self.url.endswith((b"/chat/completions", b"/messages")):
             self.answer()
         elif self.url == b"/stats":
             self.transport.write(respond(200, dump(vars(STATS))))
@@ -84,7 +85,9 @@ class Upstream(asyncio.Protocol):
         try:
             request = decode_request(self.body)
             options = request.stream_options
-            script = script_of(request.model, options is not None and options.include_usage)
+            script = script_of(
+                request.model, options is not None and options.include_usage, self.url.endswith(b"/messages")
+            )
         except (ValueError, msgspec.DecodeError) as error:
             refusal = {"error": {"message": str(error), "type": "invalid_request_error"}}
             self.transport.write(respond(400, dump(refusal)))
@@ -129,7 +132,7 @@ class Upstream(asyncio.Protocol):
             self.transport.write(script.words[self.sent % len(script.words)])
         else:
             before, after = script.stamp
-            self.transport.write(frame(b"%b%d%b" % (before, time.monotonic_ns() // 1000, after)))
+            self.transport.write(script.frame(b"%b%d%b" % (before, time.monotonic_ns() // 1000, after)))
         self.sent += 1
         STATS.chunks += 1
         self.due += script.period_s

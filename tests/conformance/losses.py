@@ -90,16 +90,21 @@ ANSWERS: dict[str, tuple[Loss, ...]] = {
 # By provider format: what such a provider does not say, or says otherwise.
 PROVIDERS: dict[str, tuple[Loss, ...]] = {
     "openai_chat": (Loss("the signature of reasoning", "never sent: the format has none", lacking("signature")),),
+    "openai_responses": (),
     "anthropic_messages": (
         Loss("finish reason of a refusal", "`content_filter` (the provider's `refusal`)", _refusal_filters),
         Loss("a refusal", "text: the provider says it so", _refusal_as_text),
     ),
 }
 
+# By format: what is lost although client and provider both speak it; not here is what passes as it is.
+TOLD_ANEW = {"openai_responses": ("ids of the response and its items", "annotations", "log probabilities")}
 
 # Cases that a format gets wrong though it could carry them: (client format, case) → what the client is told instead.
 # Each is a strict expected failure, so that its entry has to go when it is mended.
 DEFECTS: dict[tuple[str, str], str] = {}
+# By provider format: what becomes of a conversation with gaps that is not repaired for it. As strict as the above.
+UNREPAIRED: dict[str, str] = {}
 
 
 def understood_by(losses: tuple[Loss, ...], said: Understood) -> Understood:

@@ -22,23 +22,24 @@ _BROKEN = "The provider's stream ended before it was complete."
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A plan, and what of it a client should understand. ``anthropic`` is the plan for Anthropic where it differs."""
+    """A plan, and what of it a client should understand.
+
+    ``plans`` are those of providers for which it differs; ``wordings`` has what such a provider words otherwise.
+    """
 
     name: str
     plan: Plan
     understood: Understood
-    anthropic: Plan | None = None
-    anthropic_error: str = ""
+    plans: dict[str, Plan] = {}
+    wordings: dict[str, dict[str, str]] = {}
 
     def plan_of(self, provider: str) -> Plan:
         """The plan for a provider of this format."""
-        return self.anthropic if self.anthropic is not None and provider == "anthropic_messages" else self.plan
+        return self.plans.get(provider, self.plan)
 
     def of(self, provider: str) -> Understood:
-        """What there is to understand; providers word their errors differently."""
-        if self.anthropic_error and provider == "anthropic_messages":
-            return msgspec.structs.replace(self.understood, error=self.anthropic_error)
-        return self.understood
+        """What there is to understand."""
+        return msgspec.structs.replace(self.understood, **self.wordings.get(provider, {}))
 
 
 def _said(finish: Unified = Unified.STOP, usage: Usage = cases.USAGE, **said: Any) -> Understood:
@@ -53,6 +54,8 @@ def _bare(arguments: str) -> Plan:
     return Plan(tool_calls=(upstream.ToolCall(name="now", arguments=(arguments,), id="call_a"),), usage=_USED)
 
 
+# What a Responses provider sealed comes with the id of its item, and is marked as nobody else's.
+_ISSUED = f"responses:rs_{1:016x}{0:016x}:{cases.SIGNATURE}"
 _REASONED = Plan(text=cases.WORDS, reasoning=cases.THOUGHTS, signature=cases.SIGNATURE, usage=_USED)
 _DETAILED = upstream.Usage(input=20, output=7, cache_read=5, cache_write=4, reasoning=3)
 
@@ -62,6 +65,7 @@ PLANS = (
         "reasoning",
         _REASONED,
         _said(text=cases.SAID, reasoning="".join(cases.THOUGHTS), signature=cases.SIGNATURE),
+        wordings={"openai_responses": {"signature": _ISSUED}},
     ),
     Answer(
         "single tool",
@@ -78,7 +82,7 @@ PLANS = (
         "tool without arguments",
         _bare("{}"),
         _said(Unified.TOOL_CALLS, calls=(("call_a", "now", "{}"),)),
-        anthropic=_bare(""),
+        plans={"anthropic_messages": _bare("")},
     ),
     Answer("refusal", Plan(refusal=("I will ", "not."), usage=_USED), _said(refusal="I will not.")),
     Answer(
@@ -95,13 +99,13 @@ PLANS = (
         "error within",
         Plan(text=cases.WORDS, fault="error_event", usage=_USED),
         Understood(text=cases.SAID, error="The provider failed with status 500."),
-        anthropic_error="The provider is overloaded.",
+        wordings={"anthropic_messages": {"error": "The provider is overloaded."}},
     ),
     Answer(
         "truncated",
         Plan(text=cases.WORDS, fault="truncate", usage=_USED),
         Understood(text=cases.SAID, error=_BROKEN),
-        anthropic_error="The provider's stream ended before the answer did.",
+        wordings={"anthropic_messages": {"error": "The provider's stream ended before the answer did."}},
     ),
     Answer(
         "usage",
@@ -112,7 +116,7 @@ PLANS = (
 
 
 class Unsent(msgspec.Struct, frozen=True):
-    """Something that a client may ask for and a provider of the other format is not asked.
+    """Something that a client may ask for and a provider is not asked.
 
     ``refused`` is the field that our error names, or ``None`` where it goes out: ``dropped`` or ``changed`` to what it
     would be if the client had written ``instead`` of ``fields``, or as it is, to be ``rejected`` by the provider.
@@ -143,39 +147,104 @@ _SUMMARY = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_tex
 _SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
 _TOOL = {"type": "custom", "custom": {"name": "grep"}}
 _NOT_MADE = "the format has no such field"
+_NOT_TOLD = "not translated"
+_SIXTEEN = "sent as 16, the least it takes"
+_THINKING: Object = {"tool_choice": None, "temperature": None, "top_p": None, "max_tokens": 9000}
+
+
+def _budget(tokens: int) -> Object:
+    return {**_THINKING, "thinking": {"type": "enabled", "budget_tokens": tokens}}
+
+
+def _failed_results() -> list[Object]:
+    question, calls, results = MESSAGES["messages"]
+    blocks = [{**it, "is_error": True} if it["type"] == "tool_result" else it for it in results["content"]]
+    return [question, calls, {"role": "user", "content": blocks}]
+
+
+_FROM_ANTHROPIC: tuple[tuple[str, Object, Object, str, Literal["dropped", "changed"]], ...] = (
+    ("`top_k`", {"top_k": 5}, {}, _NOT_MADE, "dropped"),
+    (
+        "marks for the prompt cache (`cache_control`)",
+        {"messages": _turn(MESSAGES, {**_WORDS, **_CACHE})},
+        {"messages": _turn(MESSAGES, _WORDS)},
+        "its caches need no marks",
+        "dropped",
+    ),
+    (
+        "thinking in the history, redacted or not",
+        {"messages": _turn(MESSAGES, _THOUGHT, _SEALED, _WORDS, role="assistant")},
+        {"messages": _turn(MESSAGES, _WORDS, role="assistant")},
+        "only the model that signed it can read it",
+        "dropped",
+    ),
+    (
+        "the budget of `thinking`",
+        _budget(5000),
+        _budget(8000),
+        "sent as a reasoning effort: low up to 2,048 tokens, medium up to 8,192, else high",
+        "changed",
+    ),
+    (
+        "`is_error` of a tool's result",
+        {"messages": _failed_results()},
+        {},
+        "the result's text has to say it",
+        "dropped",
+    ),
+)
 
 REQUESTS = (
-    # Chat Completions → Anthropic
-    Unsent(OPENAI, ANTHROPIC, "several choices (`n`)", {"n": 2}, "n"),
-    Unsent(OPENAI, ANTHROPIC, "`temperature` above 1", {"temperature": 1.5}, "temperature"),
-    Unsent(OPENAI, ANTHROPIC, "custom tools", {"tools": [*CHAT["tools"], _TOOL]}, "tools[2]"),
-    Unsent(OPENAI, ANTHROPIC, "audio in", {"messages": _turn(CHAT, _WORDS, _SOUND)}, "messages"),
-    Unsent(OPENAI, ANTHROPIC, "audio out (`modalities`, `audio`)", {"modalities": ["text", "audio"]}, "modalities"),
-    Unsent(OPENAI, ANTHROPIC, "`prediction`", {"prediction": {"type": "content", "content": "x"}}, "prediction"),
-    Unsent(OPENAI, ANTHROPIC, "`web_search_options`", {"web_search_options": {}}, "web_search_options"),
-    Unsent(OPENAI, ANTHROPIC, "`seed`", {"seed": 7}, why=_NOT_MADE),
+    # Chat Completions → Responses and Anthropic
+    *(
+        Unsent(OPENAI, provider, what, fields, field)
+        for provider in (RESPONSES_API, ANTHROPIC)
+        for what, fields, field in (
+            ("several choices (`n`)", {"n": 2}, "n"),
+            ("custom tools", {"tools": [*CHAT["tools"], _TOOL]}, "tools[2]"),
+            ("audio in", {"messages": _turn(CHAT, _WORDS, _SOUND)}, "messages"),
+            ("audio out (`modalities`, `audio`)", {"modalities": ["text", "audio"]}, "modalities"),
+            ("`prediction`", {"prediction": {"type": "content", "content": "x"}}, "prediction"),
+            ("`web_search_options`", {"web_search_options": {}}, "web_search_options"),
+        )
+    ),
+    *(
+        Unsent(OPENAI, provider, what, fields, why=_NOT_MADE)
+        for provider in (RESPONSES_API, ANTHROPIC)
+        for what, fields in (
+            ("`seed`", {"seed": 7}),
+            ("`frequency_penalty`, `presence_penalty`", {"frequency_penalty": 0.5, "presence_penalty": 0.5}),
+            ("`logit_bias`", {"logit_bias": {"50256": -100}}),
+        )
+    ),
+    *(
+        Unsent(OPENAI, provider, what, fields, why=why)
+        for provider, why in ((RESPONSES_API, _NOT_TOLD), (ANTHROPIC, _NOT_MADE))
+        for what, fields in (
+            ("`logprobs`", {"logprobs": True, "top_logprobs": 2}),
+            (
+                "`metadata`, `store`, `service_tier`, `verbosity`",
+                {"metadata": {"a": "b"}, "store": True, "service_tier": "flex", "verbosity": "low"},
+            ),
+        )
+    ),
+    Unsent(OPENAI, RESPONSES_API, "`stop`", {"stop": ["END"]}, "stop"),
     Unsent(
         OPENAI,
-        ANTHROPIC,
-        "`frequency_penalty`, `presence_penalty`",
-        {"frequency_penalty": 0.5, "presence_penalty": 0.5},
-        why=_NOT_MADE,
+        RESPONSES_API,
+        "less than 16 output tokens",
+        {"max_tokens": 5},
+        instead={"max_tokens": 16},
+        why=_SIXTEEN,
+        fate="changed",
     ),
-    Unsent(OPENAI, ANTHROPIC, "`logit_bias`", {"logit_bias": {"50256": -100}}, why=_NOT_MADE),
-    Unsent(OPENAI, ANTHROPIC, "`logprobs`", {"logprobs": True, "top_logprobs": 2}, why=_NOT_MADE),
+    Unsent(OPENAI, ANTHROPIC, "`temperature` above 1", {"temperature": 1.5}, "temperature"),
     Unsent(
         OPENAI,
         ANTHROPIC,
         "`response_format` of type `json_object`",
         {"response_format": {"type": "json_object"}},
         why="without a schema the instructions have to say it",
-    ),
-    Unsent(
-        OPENAI,
-        ANTHROPIC,
-        "`metadata`, `store`, `service_tier`, `verbosity`",
-        {"metadata": {"a": "b"}, "store": True, "service_tier": "flex", "verbosity": "low"},
-        why=_NOT_MADE,
     ),
     # Responses → Chat Completions and Anthropic
     *(
@@ -184,7 +253,7 @@ REQUESTS = (
             provider,
             "`metadata`, `truncation`, `service_tier`, `text.verbosity`",
             {"metadata": {"a": "b"}, "truncation": "auto", "service_tier": "flex", "text": {"verbosity": "low"}},
-            why="not translated",
+            why=_NOT_TOLD,
         )
         for provider in (OPENAI, ANTHROPIC)
     ),
@@ -207,30 +276,46 @@ REQUESTS = (
     ),
     *(
         Unsent(RESPONSES_API, provider, what, fields, field)
-        for provider in (OPENAI, ANTHROPIC)
+        for provider in (OPENAI, RESPONSES_API, ANTHROPIC)
         for what, fields, field in (
             ("`previous_response_id`", {"previous_response_id": "resp_1"}, "previous_response_id"),
             ("`background`", {"background": True}, "background"),
             ("`top_logprobs`", {"top_logprobs": 2}, "top_logprobs"),
-            ("OpenAI's built-in tools", {"tools": [{"type": "web_search"}]}, "tools[0]"),
+            ("OpenAI's built-in tools", {"tools": [{"type": "file_search"}]}, "tools[0]"),
         )
     ),
     Unsent(RESPONSES_API, ANTHROPIC, "`temperature` above 1", {"temperature": 1.5}, "temperature"),
-    # Anthropic → Chat Completions
-    Unsent(ANTHROPIC, OPENAI, "`container`", {"container": "c1"}, "container"),
+    # Responses → Responses
     Unsent(
-        ANTHROPIC,
-        OPENAI,
-        "`mcp_servers`",
-        {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]},
-        "mcp_servers",
+        RESPONSES_API,
+        RESPONSES_API,
+        "reasoning in the input without its encrypted content",
+        {"input": [*RESPONSES["input"], _SUMMARY, {"role": "user", "content": "Go on."}]},
+        instead={"input": [*RESPONSES["input"], {"role": "user", "content": "Go on."}]},
+        why="nothing is stored at the provider, so it knows no reasoning by its id",
     ),
     Unsent(
-        ANTHROPIC,
-        OPENAI,
-        "Anthropic's built-in tools",
-        {"tools": [*MESSAGES["tools"], {"type": "web_search_20250305", "name": "web_search"}]},
-        "tools[2]",
+        RESPONSES_API,
+        RESPONSES_API,
+        "`store`",
+        {"store": True},
+        instead={"store": False},
+        why="sent as false: what the gateway keeps is not kept twice",
+        fate="changed",
+    ),
+    # Anthropic → Chat Completions and Responses
+    *(
+        Unsent(ANTHROPIC, provider, what, fields, field)
+        for provider in (OPENAI, RESPONSES_API)
+        for what, fields, field in (
+            ("`container`", {"container": "c1"}, "container"),
+            ("`mcp_servers`", {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
+            (
+                "Anthropic's built-in tools",
+                {"tools": [*MESSAGES["tools"], {"type": "web_search_20250305", "name": "web_search"}]},
+                "tools[2]",
+            ),
+        )
     ),
     Unsent(
         ANTHROPIC,
@@ -240,50 +325,19 @@ REQUESTS = (
         why="OpenAI takes four at most",
         fate="rejected",
     ),
-    Unsent(ANTHROPIC, OPENAI, "`top_k`", {"top_k": 5}, why=_NOT_MADE),
+    Unsent(ANTHROPIC, RESPONSES_API, "`stop_sequences`", {"stop_sequences": ["END"]}, "stop_sequences"),
     Unsent(
         ANTHROPIC,
-        OPENAI,
-        "marks for the prompt cache (`cache_control`)",
-        {"messages": _turn(MESSAGES, {**_WORDS, **_CACHE})},
-        instead={"messages": _turn(MESSAGES, _WORDS)},
-        why="its caches need no marks",
-    ),
-    Unsent(
-        ANTHROPIC,
-        OPENAI,
-        "thinking in the history, redacted or not",
-        {"messages": _turn(MESSAGES, _THOUGHT, _SEALED, _WORDS, role="assistant")},
-        instead={"messages": _turn(MESSAGES, _WORDS, role="assistant")},
-        why="only the model that signed it can read it",
-    ),
-    Unsent(
-        ANTHROPIC,
-        OPENAI,
-        "the budget of `thinking`",
-        {"tool_choice": None, "temperature": None, "max_tokens": 9000}
-        | {"top_p": None, "thinking": {"type": "enabled", "budget_tokens": 5000}},
-        instead={"tool_choice": None, "temperature": None, "max_tokens": 9000}
-        | {"top_p": None, "thinking": {"type": "enabled", "budget_tokens": 8000}},
-        why="sent as a reasoning effort: low up to 2,048 tokens, medium up to 8,192, else high",
+        RESPONSES_API,
+        "less than 16 output tokens",
+        {"max_tokens": 5},
+        instead={"max_tokens": 16},
+        why=_SIXTEEN,
         fate="changed",
     ),
-    Unsent(
-        ANTHROPIC,
-        OPENAI,
-        "`is_error` of a tool's result",
-        {
-            "messages": [
-                *MESSAGES["messages"][:2],
-                {
-                    "role": "user",
-                    "content": [
-                        {**block, "is_error": True} if block["type"] == "tool_result" else block
-                        for block in MESSAGES["messages"][2]["content"]
-                    ],
-                },
-            ]
-        },
-        why="the result's text has to say it",
+    *(
+        Unsent(ANTHROPIC, provider, what, fields, instead=instead, why=why, fate=fate)
+        for provider in (OPENAI, RESPONSES_API)
+        for what, fields, instead, why, fate in _FROM_ANTHROPIC
     ),
 )

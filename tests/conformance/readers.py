@@ -10,13 +10,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.app import inference_roles
 from gateway.canonical.events import Unified
 from gateway.canonical.usage import Usage
 from gateway.config import Config
 from gateway.protocols.ai_sdk_ui.parts import SIGNER
 from gateway.protocols.openai_responses.items import seal_signature
 from gateway.protocols.wire import Reply, ServerRole
+from gateway.surface import inference_roles
 from tests.conformance.cases import Understood
 from tests.protocols import chat_streams, ui_streams
 from tests.protocols.anthropic_listener import assert_regular, parsed

@@ -12,6 +12,7 @@ import msgspec
 from tests.upstream.anthropic_messages import AnthropicMessages
 from tests.upstream.exchange import Received
 from tests.upstream.openai_chat import OpenAIChat
+from tests.upstream.openai_responses import OpenAIResponses
 
 Object = dict[str, Any]
 Fact = tuple[Any, ...]
@@ -162,7 +163,7 @@ BODIES = {"openai_chat": CHAT, "openai_responses": RESPONSES, "anthropic_message
 
 
 def received(body: bytes) -> Received:
-    """The body as it arrives at either provider."""
+    """The body as it arrives at any provider."""
     headers = {"authorization": "Bearer k", "x-api-key": "k", "anthropic-version": "2023-06-01"}
     return Received(
         method="POST", path="/", query="", headers=headers, raw=body, body=json.loads(body), serial=1, status=200
@@ -176,6 +177,13 @@ def taken_by_openai(body: bytes) -> Object:
     return arrived.body  # type: ignore[no-any-return]
 
 
+def taken_by_responses(body: bytes) -> Object:
+    """The body, once OpenAI would have taken it at its newer endpoint; raises ``Rejected``."""
+    arrived = received(body)
+    OpenAIResponses(strict_fields=True).check(arrived)
+    return arrived.body  # type: ignore[no-any-return]
+
+
 def taken_by_anthropic(body: bytes) -> Object:
     """The body, once Anthropic would have taken it; raises ``Rejected``."""
     arrived = received(body)
@@ -183,7 +191,11 @@ def taken_by_anthropic(body: bytes) -> Object:
     return arrived.body  # type: ignore[no-any-return]
 
 
-TAKEN = {"openai_chat": taken_by_openai, "anthropic_messages": taken_by_anthropic}
+TAKEN = {
+    "openai_chat": taken_by_openai,
+    "openai_responses": taken_by_responses,
+    "anthropic_messages": taken_by_anthropic,
+}
 
 
 def asked_of_openai(body: Object) -> Asked:
@@ -214,6 +226,38 @@ def asked_of_openai(body: Object) -> Asked:
         top_p=body["top_p"],
         user=body["user"],
     )
+
+
+def asked_of_responses(body: Object) -> Asked:
+    """What OpenAI makes of a body at its newer endpoint."""
+    said: list[Fact] = [("system", body["instructions"])]
+    for item in body["input"]:
+        match item.get("type", "message"):
+            case "function_call":
+                said.append(("call", item["call_id"], item["name"], json.loads(item["arguments"])))
+            case "function_call_output":
+                said.append(("result", item["call_id"], item["output"]))
+            case _:
+                content = item["content"]
+                parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+                said += [_responses_fact(item["role"], part) for part in parts]
+    return Asked(
+        said=tuple(said),
+        tools={tool["name"]: (tool.get("description"), tool["parameters"]) for tool in body["tools"]},
+        choice=body["tool_choice"]["name"],
+        is_single=body["parallel_tool_calls"] is False,
+        tokens_max=body["max_output_tokens"],
+        temperature=body["temperature"],
+        top_p=body["top_p"],
+        user=body["user"],
+    )
+
+
+def _responses_fact(role: str, part: Object) -> Fact:
+    if part["type"] != "input_image":
+        return (role, part["text"])
+    kind, _, data = part["image_url"].removeprefix("data:").partition(";base64,")
+    return ("image", kind, data)
 
 
 def asked_of_anthropic(body: Object) -> Asked:
@@ -250,4 +294,8 @@ def _fact(role: str, block: Object) -> Fact:
     return (role, block["text"])
 
 
-ASKED = {"openai_chat": asked_of_openai, "anthropic_messages": asked_of_anthropic}
+ASKED = {
+    "openai_chat": asked_of_openai,
+    "openai_responses": asked_of_responses,
+    "anthropic_messages": asked_of_anthropic,
+}

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from tests.conformance.cases import CASES
-from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, Loss, understood_by
+from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, TOLD_ANEW, UNREPAIRED, Loss, understood_by
 from tests.conformance.pairs import PLANS, REQUESTS, Unsent
 from tests.conformance.readers import FORMATS
 from tests.conformance.requests import BODIES
 
 DOC = Path(__file__).parent.parent.parent / "docs" / "translation.md"
-UNAVAILABLE = "openai_responses"
+
+_PASSED = "nothing: passed as it is"
 
 HEAD = """# Translation
 
@@ -18,8 +19,8 @@ this page is checked by `tests/conformance`: the requests against the rules of t
 strict readers of each format. The page is written by `python -m tests.conformance.table` from the same declarations,
 and a test fails when it is out of date.
 
-Where both sides speak the same format, the body and the events pass as they are, fields that the gateway does not know
-included, and nothing on this page applies. Responses is a format for clients only: no provider is asked in it yet.
+Where both sides speak the same format, the body passes as it is, fields that the gateway does not know included, and
+so do the events of Chat Completions and Messages. Those of Responses are told anew, with the gateway's own ids.
 """
 KEPT = """## Pairs
 
@@ -27,7 +28,9 @@ In every pair these are kept: system, user and assistant text, images, tools wit
 arguments, results, a forced tool, one call at a time, the output limit, `temperature`, `top_p` and the user; and of the
 answer its text, reasoning, calls with their arguments, finish reason and usage with cached and reasoning tokens, an
 error within the stream, and that a stream was truncated. A client of any of the three may send an answer back as it got
-it: Anthropic gets its own thinking with the signatures it gave. What a pair does not carry:
+it: Anthropic gets its own thinking with the signatures it gave, a provider of Responses its own reasoning as it was
+encrypted. A conversation with calls that were never answered is repaired where the formats differ. What a pair does not
+carry:
 """
 
 
@@ -57,12 +60,10 @@ def _pairs() -> list[str]:
 
 
 def _pair(client: str, provider: str) -> tuple[str, str]:
-    if provider == UNAVAILABLE:
-        return "not available: there is no provider of this format", "–"
+    unsent = "; ".join(it.what for it in REQUESTS if (it.client, it.provider) == (client, provider))
     if client == provider:
-        return "nothing: passed as it is", "nothing: passed as it is"
-    unsent = [it for it in REQUESTS if (it.client, it.provider) == (client, provider)]
-    return ("; ".join(it.what for it in unsent) or "nothing"), ("; ".join(_lost(client, provider)) or "nothing")
+        return unsent or _PASSED, "; ".join(TOLD_ANEW.get(client, ())) or _PASSED
+    return unsent or "nothing", "; ".join(_lost(client, provider)) or "nothing"
 
 
 def _lost(client: str, provider: str) -> list[str]:
@@ -82,6 +83,8 @@ def _requests() -> list[str]:
     lines = [
         "*Refused* is an error of the gateway that names the field; *dropped* means that the request goes out as if it",
         "had not been asked for; *changed*, that something near it is asked; *rejected* is the provider's own refusal.",
+        "Dropped and changed fields are named in [`x-gateway-warnings`](warnings.md); a client with",
+        "`x-gateway-strict: true` is refused instead.",
         "",
         "| client | provider | asked for | becomes |",
         "|---|---|---|---|",
@@ -126,7 +129,11 @@ def _cases() -> list[str]:
 
 
 def _defects() -> list[str]:
-    return [f"- {_title(name)}, {case}: {what}." for (name, case), what in DEFECTS.items()] or ["None."]
+    found = [f"- {_title(name)}, {case}: {what}." for (name, case), what in DEFECTS.items()]
+    found += [
+        f"- Providers of {_title(name)}, from clients of other formats: {what}." for name, what in UNREPAIRED.items()
+    ]
+    return found or ["None."]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Every client format × every provider format: the request on its way there, and the answer on its way back.
 
 The provider's side is the simulated one of the other suites: its rules judge the request, and its renderer of plans
-makes the answer. There is no provider format ``openai_responses`` yet, so the pairs are three by two.
+makes the answer.
 """
 
 import json
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -16,22 +17,33 @@ from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
 from gateway.protocols.anthropic_messages import AnthropicMessagesClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
+from gateway.protocols.openai_responses.client import OpenAiResponsesClient
 from gateway.protocols.wire import ClientRole, StreamMeta
 from tests.conformance.cases import CREATED
-from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, understood_by
+from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, UNREPAIRED, understood_by
 from tests.conformance.pairs import PLANS, REQUESTS, Answer, Unsent
 from tests.conformance.readers import FORMATS, refused
 from tests.conformance.requests import ASKED, BODIES, EXPECTED, TAKEN, received
 from tests.upstream.anthropic_messages import AnthropicMessages
 from tests.upstream.exchange import Rejected, Vendor
 from tests.upstream.openai_chat import OpenAIChat
+from tests.upstream.openai_responses import OpenAIResponses
 from tests.upstream.plan import Plan, ToolCall
 
 PROVIDER_ROLES: dict[str, ClientRole] = {
     "openai_chat": OpenAiChatClient(),
+    "openai_responses": OpenAiResponsesClient(clock=lambda: CREATED),
     "anthropic_messages": AnthropicMessagesClient(clock=lambda: CREATED),
 }
+# What a provider of Responses thinks is asked of models only that are known to reason.
+MODELS = {"openai_chat": "model-x", "openai_responses": "gpt-5-x", "anthropic_messages": "model-x"}
+VENDORS: dict[str, Callable[[], Vendor]] = {
+    "openai_chat": lambda: OpenAIChat(strict_fields=True),
+    "openai_responses": lambda: OpenAIResponses(strict_fields=True),
+    "anthropic_messages": AnthropicMessages,
+}
 PAIRS = list(product(BODIES, PROVIDER_ROLES))
+OWN = [it.fields for it in REQUESTS if it.client == it.provider]
 
 by_pair = pytest.mark.parametrize(("client", "provider"), PAIRS, ids=lambda name: name)
 
@@ -42,16 +54,12 @@ def asked(client: str, provider: str, **more: Any) -> bytes:
     role = PROVIDER_ROLES[provider]
     if request.untranslatable and request.format != role.name:  # as providers/http_provider.py does
         raise RequestError("cannot be sent to this model", param=request.untranslatable[0])
-    return role.encode_request(request, "model-x")
-
-
-def vendor_of(provider: str) -> Vendor:
-    return OpenAIChat(strict_fields=True) if provider == "openai_chat" else AnthropicMessages()
+    return role.encode_request(request, MODELS[provider])
 
 
 def provider_bytes(provider: str, body: bytes, plan: Plan) -> bytes:
     """What the simulated provider streams for a plan; an error ends it where one is ordered."""
-    vendor, arrived, out = vendor_of(provider), received(body), b""
+    vendor, arrived, out = VENDORS[provider](), received(body), b""
     for step in vendor.stream(arrived, plan):
         if step.is_closing and plan.fault == "error_event":
             return out + vendor.error_event(arrived, plan)
@@ -68,7 +76,7 @@ def relayed(client: str, provider: str, plan: Plan, size: int) -> bytes:
         body["stream_options"] = {"include_usage": True}
     server, role = FORMATS[client].role, PROVIDER_ROLES[provider]
     request = server.decode_request(json.dumps(body).encode(), {})
-    sent = role.encode_request(request, "model-x")
+    sent = role.encode_request(request, MODELS[provider])
     encoder = server.encoder(request, StreamMeta("r1", CREATED, role.name))
     decoder, usage, out = role.decoder("up"), Usage(), b""
     data = provider_bytes(provider, sent, plan)
@@ -91,7 +99,7 @@ def test_a_conversation_with_tools_arrives_as_it_was_written(client: str, provid
 @by_pair
 def test_a_provider_is_always_asked_for_a_stream_with_usage(client: str, provider: str) -> None:
     body = json.loads(asked(client, provider, stream=False))
-    assert body["stream"] is True and body["model"] == "model-x"
+    assert body["stream"] is True and body["model"] == MODELS[provider]
     assert provider != "openai_chat" or body["stream_options"]["include_usage"] is True
 
 
@@ -112,8 +120,11 @@ def test_a_wish_about_calls_is_left_out_where_there_are_no_tools(
 
 
 def test_a_budget_for_thinking_becomes_an_effort() -> None:
-    (unsent,) = (it for it in REQUESTS if "thinking" in it.fields)
-    assert json.loads(asked(unsent.client, unsent.provider, **unsent.fields))["reasoning_effort"] == "medium"
+    chat, responses = (
+        json.loads(asked(it.client, it.provider, **it.fields)) for it in REQUESTS if "thinking" in it.fields
+    )
+    assert chat["reasoning_effort"] == "medium"
+    assert responses["reasoning"] == {"effort": "medium", "summary": "auto"}
 
 
 @pytest.mark.parametrize("size", [7, 10**6], ids=["in small pieces", "at once"])
@@ -145,17 +156,19 @@ def test_what_a_request_loses_is_what_is_declared(unsent: Unsent) -> None:
     assert json.loads(sent) == json.loads(plain)
 
 
-@pytest.mark.parametrize("unsent", [it for it in REQUESTS if it.client in PROVIDER_ROLES], ids=lambda it: it.what)
+@pytest.mark.parametrize(
+    "unsent", [it for it in REQUESTS if it.client != it.provider and it.fields not in OWN], ids=lambda it: it.what
+)
 def test_a_provider_of_the_clients_own_format_is_asked_for_all_of_it(unsent: Unsent) -> None:
     fields = {**BODIES[unsent.client], **unsent.fields, "x_vendor": {"new": [1]}}
     body = json.loads(asked(unsent.client, unsent.client, **fields))
-    assert {name: body.get(name) for name in fields} == {**fields, "model": "model-x"}
+    assert {name: body.get(name) for name in fields} == {**fields, "model": MODELS[unsent.client]}
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503, 529])
 @by_pair
 def test_an_error_before_the_answer_is_one_of_the_clients_format(client: str, provider: str, status: int) -> None:
-    vendor, arrived = vendor_of(provider), received(json.dumps(BODIES[client]).encode())
+    vendor, arrived = VENDORS[provider](), received(json.dumps(BODIES[client]).encode())
     rejected = vendor.ordered_error(status)
     error = PROVIDER_ROLES[provider].decode_error(status, vendor.error(arrived, rejected), "up")
     reply = FORMATS[client].role.encode_error(error)
@@ -164,6 +177,47 @@ def test_an_error_before_the_answer_is_one_of_the_clients_format(client: str, pr
     assert (error.message == rejected.message) == (status in (400, 404)), (
         "only what is said of the request is passed on"
     )
+
+
+def with_gaps(client: str) -> dict[str, Any]:
+    """A conversation whose calls were never answered, and which has a result of no call."""
+    body = BODIES[client]
+    match client:
+        case "openai_chat":
+            stray = {"role": "tool", "tool_call_id": "call_z", "content": "x"}
+            return {"messages": [*body["messages"][:3], body["messages"][-1], stray]}
+        case "openai_responses":
+            stray = {"type": "function_call_output", "call_id": "call_z", "output": "x"}
+            return {"input": [*body["input"][:4], body["input"][-1], stray]}
+    question, calls, results = body["messages"]
+    stray = {"type": "tool_result", "tool_use_id": "call_z", "content": "x"}
+    return {"messages": [question, calls, {**results, "content": [stray, *results["content"][2:]]}]}
+
+
+@pytest.mark.parametrize(
+    ("client", "provider"), [(client, provider) for client, provider in PAIRS if client != provider]
+)
+def test_a_conversation_with_gaps_is_repaired(request: pytest.FixtureRequest, client: str, provider: str) -> None:
+    if provider in UNREPAIRED:
+        request.applymarker(pytest.mark.xfail(raises=Rejected, strict=True, reason=UNREPAIRED[provider]))
+    said = ASKED[provider](TAKEN[provider](asked(client, provider, **with_gaps(client)))).said
+    assert [fact[:2] for fact in said if fact[0] == "result"] == [("result", "call_a"), ("result", "call_b")]
+    assert [fact for fact in said if fact[0] != "result"] == [fact for fact in EXPECTED.said if fact[0] != "result"]
+
+
+def test_a_response_is_told_anew() -> None:
+    """The gateway's ids, and only what it has a word for."""
+    server, role = FORMATS["openai_responses"].role, PROVIDER_ROLES["openai_responses"]
+    request = server.decode_request(json.dumps({**BODIES["openai_responses"], "stream": False}).encode(), {})
+    encoder = server.encoder(request, StreamMeta("r1", CREATED, role.name))
+    data = provider_bytes("openai_responses", role.encode_request(request, "m"), Plan(text=("Hi",)))
+    note = b'"annotations":[{"type":"url_citation","url":"https://x","title":"x","start_index":0,"end_index":1}]'
+    for frame in role.decoder("up").feed(data.replace(b'"annotations":[]', note)):
+        encoder.encode(frame)
+    answer = json.loads(encoder.end(Usage()))
+    (item,) = answer["output"]
+    assert answer["id"].encode() not in data and item["id"].encode() not in data
+    assert item["content"] == [{"type": "output_text", "text": "Hi", "annotations": [], "logprobs": []}]
 
 
 def given_back(client: str, output: bytes) -> dict[str, Any]:
@@ -191,7 +245,7 @@ def given_back(client: str, output: bytes) -> dict[str, Any]:
 @by_pair
 def test_an_answer_can_be_given_back_with_its_reasoning(client: str, provider: str) -> None:
     plan = Plan(reasoning=("Hm.", " Yes."), redacted="c2VjcmV0", tool_calls=(ToolCall(name="now"),))
-    server, vendor = FORMATS[client].role, vendor_of(provider)
+    server, vendor = FORMATS[client].role, VENDORS[provider]()
     room = "max_output_tokens" if client == "openai_responses" else "max_tokens"
     first = received(asked(client, provider))
     request = server.decode_request(json.dumps({**BODIES[client], "stream": False}).encode(), {})
@@ -202,11 +256,14 @@ def test_an_answer_can_be_given_back_with_its_reasoning(client: str, provider: s
             encoder.encode(frame)
     more = given_back(client, encoder.end(Usage()))
     second = received(asked(client, provider, **more, **{room: 4000}))
-    if provider == "anthropic_messages" or client != provider:  # OpenAI knows no reasoning in a message
+    if (client, provider) != ("openai_chat", "openai_chat"):  # which knows no reasoning in a message
         vendor.check(second)
     if provider == "anthropic_messages":
         kinds = [block["type"] for block in second.body["messages"][1]["content"]]
         assert kinds == ["thinking", "redacted_thinking", "tool_use"]
+    if provider == "openai_responses":
+        kinds = [item.get("type", "message") for item in second.body["input"]]
+        assert kinds == ["message", "reasoning", "reasoning", "function_call", "function_call_output"]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

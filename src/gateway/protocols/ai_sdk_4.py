@@ -50,6 +50,7 @@ from gateway.protocols.bodies import (
     decode_fields,
     decode_json,
     refuse_routing_fields,
+    untold_fields,
 )
 from gateway.protocols.rates import openai_headers
 from gateway.protocols.wire import (
@@ -128,6 +129,7 @@ class ChatBody(msgspec.Struct, frozen=True):
     """What ``useChat`` posts, and the fields that apps put beside it through ``body``."""
 
     messages: Annotated[list[UiMessage], Meta(min_length=1, max_length=10_000)]
+    id: str | None = None
     system: str | None = None
     model: str | None = None
     maxTokens: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
@@ -140,17 +142,21 @@ class ChatBody(msgspec.Struct, frozen=True):
 
 
 _BODY = msgspec.json.Decoder(ChatBody)
+_SPELLING = {"max_tokens": "maxTokens", "reasoning_effort": "reasoningEffort", "top_p": "topP"}
 
 
 class AiSdk4Server:
     """The data stream that `useChat` of AI SDK 4 reads."""
 
     name = NAME
+    heartbeat = b"\n"
+    nothing_to_resume = 200  # with an empty body; it takes 204 for an error
 
     def decode_request(self, body: bytes, query: Mapping[str, str]) -> Request:
         """The model is named by ``?provider=&model=``, by ``?model=`` alone, or by the body's ``model``."""
         chat = decode_json(body, _BODY)
-        refuse_routing_fields(decode_fields(body).keys())
+        fields = decode_fields(body)
+        refuse_routing_fields(fields.keys())
         for number, tool in enumerate(chat.tools or ()):
             check_name(tool.name, f"tools[{number}].name")
         messages = [message for item in chat.messages for message in _messages(item)]
@@ -166,11 +172,18 @@ class AiSdk4Server:
             sampling=Sampling(temperature=chat.temperature, top_p=chat.topP, seed=chat.seed),
             effort=chat.reasoningEffort,
             thinking=chat.thinking,
+            chat_id=chat.id,
+            untold=untold_fields(fields, ChatBody.__struct_fields__),
+            spelling=_SPELLING,
         )
 
     def encoder(self, request: Request, meta: StreamMeta) -> Encoder:
         """Always a stream: ``useChat`` knows nothing else."""
         return DataStreamEncoder(meta)
+
+    def broken_off(self, error: GatewayError) -> bytes:
+        """An error part."""
+        return _line(b"3", error.message)
 
     def rate_headers(self, standing: list[Allowance]) -> Headers:
         """``x-ratelimit-*``, as OpenAI's clients read them."""

@@ -9,7 +9,8 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -87,6 +88,15 @@ def invalid_value(error: msgspec.ValidationError, inside: str = "") -> RequestEr
 def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
     """The fields of a body that ``decode_json`` has accepted, each as its JSON text."""
     return _FIELDS.decode(body)
+
+
+def untold_fields(
+    raw: Mapping[str, msgspec.Raw], told: Collection[str], idle: Mapping[str, bytes] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """A body's fields that ask for something and are not ``told`` to other formats. ``idle`` values ask nothing."""
+    return tuple(
+        name for name, value in raw.items() if name not in told and bytes(value) not in (b"null", idle.get(name))
+    )
 
 
 def _check_names(pairs: list[tuple[str, object]]) -> None:

@@ -15,7 +15,13 @@ from gateway.canonical.errors import ErrorCode, GatewayError, RequestError
 from gateway.canonical.events import Event, Finish, Frame, MessageStart, RefusalDelta, TextDelta, Unified
 from gateway.canonical.request import Message, Request, Sampling, Text
 from gateway.canonical.usage import Usage
-from gateway.protocols.bodies import check_model_name, decode_fields, decode_json, refuse_routing_fields
+from gateway.protocols.bodies import (
+    check_model_name,
+    decode_fields,
+    decode_json,
+    refuse_routing_fields,
+    untold_fields,
+)
 from gateway.protocols.openai_objects import error_object, error_reply, usage_object
 from gateway.protocols.rates import openai_headers
 from gateway.protocols.sse import encode_data
@@ -93,6 +99,7 @@ class OpenAiCompletionsServer:
             ),
             user=wanted.user,
             raw=raw,
+            untold=untold_fields(raw, CompletionRequest.__struct_fields__),
         )
 
     def encoder(self, request: Request, meta: StreamMeta) -> Encoder:

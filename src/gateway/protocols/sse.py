@@ -39,13 +39,14 @@ class SseDecoder:
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Take bytes as they came; returns the events they completed, often none or one.
 
-        Raises ``EventTooLarge`` when an unfinished event passes the bound.
+        Raises ``EventTooLarge`` when an event passes the bound, finished or not: how it is cut makes no difference.
         """
         if (
             chunk[:6] == b"data: "
             and chunk[-2:] == b"\n\n"
             and not (self._buffer or self._data or self._event or self._skip_lf)
             and chunk.count(b"\n") == 2
+            and len(chunk) <= EVENT_BYTES_MAX
             and b"\r" not in chunk
         ):
             return [ServerSentEvent(chunk[6:-2])]  # one whole event, as a paced stream brings them
@@ -66,6 +67,8 @@ class SseDecoder:
                 self._take(line)
             elif self._data:
                 data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                if len(data) > EVENT_BYTES_MAX:
+                    raise EventTooLarge
                 events.append(ServerSentEvent(data, self._event))
                 self._data = []
                 self._event = ""

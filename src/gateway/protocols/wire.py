@@ -7,16 +7,18 @@ Nothing here does I/O: bytes in, events out, and back.
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from gateway.canonical.errors import GatewayError, ProviderError
 from gateway.canonical.events import Frame
-from gateway.canonical.request import Request
+from gateway.canonical.request import Loss, Request
 from gateway.canonical.usage import Usage
 
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 # A stream must reach the client as it is made: no cache keeps it, no proxy collects it.
 STREAM_HEADERS: Headers = (
@@ -65,6 +67,7 @@ class Notice(msgspec.Struct, frozen=True, omit_defaults=True, rename={"kind": "e
 class StreamMeta(msgspec.Struct, frozen=True):
     """What an encoder may put into frames of its own making. ``created`` is in Unix seconds.
 
+    ``stream_id`` is unique and nobody's choice, unlike ``request_id``, which a client may name.
     ``wants_notices`` is for formats whose clients may trip over a notice they did not ask for. ``input_tokens`` is our
     count, for formats that name it before the provider does. ``cost_microusd`` tells what the answer has cost so far;
     it is asked at the end, by formats that can say it.
@@ -77,6 +80,7 @@ class StreamMeta(msgspec.Struct, frozen=True):
     wants_notices: bool = False
     input_tokens: int = 0
     cost_microusd: Callable[[], int] | None = None
+    stream_id: str = ""
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -144,6 +148,20 @@ class ServerRole(Protocol):
         ...
 
 
+class ResumableRole(ServerRole, Protocol):
+    """A format whose clients come back for a stream they lost.
+
+    ``nothing_to_resume`` is the status that tells them there is none, ``heartbeat`` what an encoder's is.
+    """
+
+    heartbeat: bytes
+    nothing_to_resume: int
+
+    def broken_off(self, error: GatewayError) -> bytes:
+        """The end of a stream of which the rest cannot be had."""
+        ...
+
+
 class StreamDecoder(Protocol):
     """Bytes of one provider's stream to frames.
 
@@ -171,6 +189,13 @@ class ClientRole(Protocol):
         """The body of a streaming call. Raises ``RequestError`` for what the format cannot carry."""
         ...
 
+    def losses(self, request: Request, model: str) -> tuple[Loss, ...]:
+        """What ``encode_request`` leaves out or changes of a request in another format; may raise where it would.
+
+        Fields of the body that no canonical form has (``untold``, ``untranslatable``, ``headers``) are not its concern.
+        """
+        ...
+
     def decoder(self, provider: str) -> StreamDecoder:
         """A fresh decoder; ``provider`` names the vendor in errors."""
         ...
@@ -179,8 +204,13 @@ class ClientRole(Protocol):
         """A whole answer, from a provider that did not stream although it was asked to."""
         ...
 
-    def decode_error(self, status: int, body: bytes, provider: str) -> ProviderError:
-        """The vendor's error body as ours. Its text is passed on only where it speaks about the request."""
+    def decode_error(
+        self, status: int, body: bytes, provider: str, headers: Mapping[str, str] = NO_HEADERS
+    ) -> ProviderError:
+        """The vendor's error body as ours. Its text is passed on only where it speaks about the request.
+
+        ``headers`` are the answer's, their names in lower case or in a mapping that does not care.
+        """
         ...
 
 

@@ -6,35 +6,24 @@ the meaning (seed, penalties) is dropped; what would change it is refused with t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.canonical.errors import ErrorCode, ProviderError, RequestError
 from gateway.canonical.events import Frame
-from gateway.canonical.request import Request, Tool, ToolChoice
+from gateway.canonical.request import Loss, Request, Tool, ToolChoice
 from gateway.protocols.anthropic_messages.errors import decode_error
 from gateway.protocols.anthropic_messages.forward import forward
-from gateway.protocols.anthropic_messages.history import can_continue_thinking, encode_system, encode_turns
-from gateway.protocols.anthropic_messages.shapes import NAME, MessagesBody, ToolChoiceShape, ToolShape, Turn
+from gateway.protocols.anthropic_messages.history import encode_system, encode_turns
+from gateway.protocols.anthropic_messages.losses import TOP_P_MIN_WHEN_THINKING, losses
+from gateway.protocols.anthropic_messages.shapes import NAME, MessagesBody, ToolChoiceShape, ToolShape
 from gateway.protocols.anthropic_messages.stream import MessagesDecoder, decode_message
-from gateway.protocols.wire import StreamDecoder
+from gateway.protocols.anthropic_messages.thinking import budget_of, choose_thinking, is_on
+from gateway.protocols.wire import NO_HEADERS, StreamDecoder
 
 DEFAULT_OUTPUT_TOKENS = 8192
-BUDGET_TOKENS_MIN = 1024
-TOP_P_MIN_WHEN_THINKING = 0.95
-
-# Reasoning effort → thinking budget, in tokens. The least is what Anthropic takes at all; the most leaves room for
-# DEFAULT_OUTPUT_TOKENS below 32 000, the smallest output limit of the models that think.
-BUDGET_TOKENS = {
-    "minimal": BUDGET_TOKENS_MIN,
-    "low": 2048,
-    "medium": 8192,
-    "high": 16384,
-    "xhigh": 20480,
-    "max": 23808,
-}
 
 
 class AnthropicMessagesClient:
@@ -60,8 +49,8 @@ class AnthropicMessagesClient:
                 code=ErrorCode.INVALID_VALUE,
                 param="messages",
             )
-        thinking = self._thinking(request, turns)
-        is_thinking = thinking is not None and thinking.get("type") != "disabled"
+        thinking = choose_thinking(request, turns)
+        is_thinking = is_on(thinking)
         sampling = request.sampling
         body = MessagesBody(
             model=model,
@@ -84,6 +73,15 @@ class AnthropicMessagesClient:
         )
         return msgspec.json.encode(body)
 
+    def losses(self, request: Request, model: str) -> tuple[Loss, ...]:
+        """What ``encode_request`` leaves out or changes of a request in another format; may raise where it would."""
+        if request.format == NAME:
+            return ()
+        _refuse_unsupported(request)
+        wants_thinking = request.thinking is not None or request.effort is not None
+        thinking = choose_thinking(request, encode_turns(request.messages)) if wants_thinking else None
+        return losses(request, thinking)
+
     def decoder(self, provider: str) -> StreamDecoder:
         """A fresh decoder; ``provider`` names the vendor in errors."""
         return MessagesDecoder(provider, created=int(self._clock()))
@@ -92,22 +90,17 @@ class AnthropicMessagesClient:
         """A whole answer, from a provider that did not stream although it was asked to."""
         return decode_message(body, provider, created=int(self._clock()))
 
-    def decode_error(self, status: int, body: bytes, provider: str) -> ProviderError:
+    def decode_error(
+        self, status: int, body: bytes, provider: str, headers: Mapping[str, str] = NO_HEADERS
+    ) -> ProviderError:
         """The vendor's error body as ours. Its text is passed on only where it speaks about the request."""
         return decode_error(status, body, provider)
-
-    def _thinking(self, request: Request, turns: list[Turn]) -> dict[str, Any] | None:
-        thinking = request.thinking if request.thinking is not None else _thinking_of_effort(request)
-        if thinking is None or thinking.get("type") == "disabled" or can_continue_thinking(turns):
-            return thinking
-        return None
 
     def _max_tokens(self, request: Request, thinking: dict[str, Any] | None) -> int:
         if request.output_tokens_max is not None:
             return request.output_tokens_max
         # The budget is part of max_tokens: without a bound of the client's, thinking takes nothing from the answer.
-        budget = thinking.get("budget_tokens") if thinking is not None else None
-        return self._default_output_tokens + (budget if isinstance(budget, int) else 0)
+        return self._default_output_tokens + (budget_of(thinking) or 0)
 
 
 def _refuse_unsupported(request: Request) -> None:
@@ -120,30 +113,6 @@ def _refuse_unsupported(request: Request) -> None:
         raise RequestError(
             "This model takes a temperature between 0 and 1.", code=ErrorCode.UNSUPPORTED_VALUE, param="temperature"
         )
-
-
-def _thinking_of_effort(request: Request) -> dict[str, Any] | None:
-    if request.effort is None:
-        return None
-    if request.effort == "none":
-        return {"type": "disabled"}
-    budget = BUDGET_TOKENS.get(request.effort)
-    if budget is None:
-        raise RequestError(
-            f"Reasoning effort must be none or one of {', '.join(BUDGET_TOKENS)}.",
-            code=ErrorCode.UNSUPPORTED_VALUE,
-            param="reasoning_effort",
-        )
-    if request.tools and request.tool_choice is not None and request.tool_choice.mode in ("required", "tool"):
-        # "Thinking may not be enabled when tool_choice forces tool use": the call is an order, the effort a wish.
-        return None
-    bound = request.output_tokens_max
-    if bound is not None:
-        if bound <= BUDGET_TOKENS_MIN:
-            return None
-        # Half of what the client allows stays for the answer, unless the least budget needs more.
-        budget = min(budget, max(BUDGET_TOKENS_MIN, bound // 2))
-    return {"type": "enabled", "budget_tokens": budget}
 
 
 def _tool(tool: Tool) -> ToolShape:

@@ -84,6 +84,9 @@ def _classify(meaning: int, vendor_text: str, provider: str, status: int | None)
             return ProviderTimeout("The provider did not answer in time.", provider=provider, status=status)
         case 429:
             return ProviderRateLimited("The provider's own rate limit is reached.", provider=provider, status=status)
+        case 404:
+            text = mask(vendor_text) or "The provider does not know this model."
+            return ProviderRejected(text, provider=provider, status=status, code=ErrorCode.MODEL_NOT_FOUND)
         case _ if 400 <= meaning < 500:
             text = mask(vendor_text) or "The provider rejected the request and gave no reason."
             return ProviderRejected(text, provider=provider, status=status)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.canonical.request import Reasoning, Request
+from gateway.protocols.signatures import is_marked, is_signed_by_anthropic
 
 _BUDGET_TOKENS_MIN = 1024
 
@@ -22,6 +23,7 @@ class _Turn(msgspec.Struct, frozen=True):
 class _Block(msgspec.Struct, frozen=True):
     type: str
     signature: str | None = None
+    data: str | None = None
 
 
 _TURNS = msgspec.json.Decoder(list[_Turn])
@@ -57,7 +59,7 @@ def _lower_budget(body: dict[str, Any], request: Request) -> None:
 
 
 def _is_unsigned(part: object) -> bool:
-    return isinstance(part, Reasoning) and not part.signature and not part.redacted
+    return isinstance(part, Reasoning) and not is_signed_by_anthropic(part)
 
 
 def _leave_out_unsigned(body: dict[str, Any]) -> None:
@@ -81,4 +83,6 @@ def _leave_out_unsigned(body: dict[str, Any]) -> None:
 
 def _is_unsigned_block(block: msgspec.Raw) -> bool:
     shape = _BLOCK.decode(block)
-    return shape.type == "thinking" and not shape.signature
+    if shape.type == "redacted_thinking":
+        return is_marked(shape.data or "")
+    return shape.type == "thinking" and (not shape.signature or is_marked(shape.signature))

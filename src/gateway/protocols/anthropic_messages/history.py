@@ -41,6 +41,7 @@ from gateway.protocols.anthropic_messages.shapes import (
     Turn,
     UrlSource,
 )
+from gateway.protocols.signatures import is_signed_by_anthropic
 
 UNANSWERED = "The tool call was not answered."
 
@@ -179,12 +180,12 @@ def _assistant_blocks(parts: tuple[Part, ...]) -> list[Block]:
         match part:
             case ToolCall():
                 blocks.append(ToolUseBlock(_tool_id(part.id), part.name, _tool_input(part.arguments), part.cache))
+            case Reasoning() if not is_signed_by_anthropic(part):
+                pass
             case Reasoning(redacted=redacted) if redacted:
                 blocks.append(RedactedThinkingBlock(redacted))
-            case Reasoning(signature=signature) if signature:
-                blocks.append(ThinkingBlock(part.text, signature))
             case Reasoning():
-                pass  # Without a signature Anthropic refuses the block, and an invented one as well.
+                blocks.append(ThinkingBlock(part.text, part.signature))
             case _:
                 block = _content_block(part)
                 if block is not None:

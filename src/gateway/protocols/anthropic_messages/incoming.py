@@ -4,6 +4,7 @@ The body itself goes on to a provider of the same format (``forward``); what is 
 the token count and the limits. What only Anthropic understands is kept by name in ``untranslatable``.
 """
 
+import hashlib
 import re
 from typing import Any
 
@@ -14,7 +15,13 @@ from gateway.canonical.request import JsonSchema, Message, Request, Sampling, Te
 from gateway.protocols.anthropic_messages.asked import AskedTool, AskedToolChoice, MessagesRequest
 from gateway.protocols.anthropic_messages.blocks import BlockReader
 from gateway.protocols.anthropic_messages.shapes import NAME
-from gateway.protocols.bodies import check_model_name, decode_fields, decode_json, refuse_routing_fields
+from gateway.protocols.bodies import (
+    check_model_name,
+    decode_fields,
+    decode_json,
+    refuse_routing_fields,
+    untold_fields,
+)
 
 VERSION = "2023-06-01"
 # Took sampling, documents in assistant turns and citations in user turns away:
@@ -23,11 +30,23 @@ VERSION_WITHOUT_SAMPLING = "2026-10-21"
 _VERSIONS = (VERSION, VERSION_WITHOUT_SAMPLING)
 _GONE = ("temperature", "top_p", "top_k")
 
+# OpenAI refuses a longer user. Claude Code's is a JSON object of 150 characters.
+_USER_CHARS_MAX = 64
+
 _REQUEST = msgspec.json.Decoder(MessagesRequest)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 # What another format would lose without a word: where a request is answered, and what it may reach there.
 _OWN_ONLY = ("container", "inference_geo", "mcp_servers")
+# Fields that other formats are told of, or whose request is refused there; and what asks for nothing.
+_TOLD = frozenset((*MessagesRequest.__struct_fields__, *_OWN_ONLY))
+_IDLE = {"service_tier": b'"auto"'}
+_SPELLING = {
+    "messages.reasoning": "messages.thinking",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
 _FIELDS_MAX = 256
 _BETAS_MAX = 32
 _BETA = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -78,12 +97,20 @@ def _decode(body: bytes, version: str | None, betas: str | None) -> tuple[Messag
         ),
         effort=_effort(asked),
         thinking=_OBJECT.decode(raw["thinking"]) if _thinks(asked) else None,
-        user=asked.metadata.user_id if asked.metadata is not None else None,
+        user=_user(asked),
         headers=_headers(betas),
         raw=raw,
         untranslatable=(*_untranslatable(asked, raw), *reader.own),
+        untold=untold_fields(raw, _TOLD, _IDLE),
+        spelling=_SPELLING,
     )
     return asked, request
+
+
+def _user(asked: MessagesRequest) -> str | None:
+    """Who asks, in as many characters as every format takes: of a long id, always the same digest."""
+    user = asked.metadata.user_id if asked.metadata is not None else None
+    return hashlib.sha256(user.encode()).hexdigest() if user and len(user) > _USER_CHARS_MAX else user
 
 
 def _check_version(version: str | None) -> None:

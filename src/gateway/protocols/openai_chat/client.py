@@ -4,22 +4,13 @@ A chunk that official clients read without trouble passes as it is. One with a q
 beside choices, a tool call without an index …) loses its raw bytes here, and the encoder writes a clean one instead.
 """
 
-import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from gateway.canonical.errors import (
-    ErrorCode,
-    ProviderError,
-    ProviderProtocolError,
-    ProviderRateLimited,
-    ProviderRejected,
-    ProviderTimeout,
-    ProviderUnavailable,
-    StreamTruncated,
-)
+from gateway.canonical.errors import ProviderError, ProviderProtocolError, StreamTruncated
 from gateway.canonical.events import (
     Event,
     Failure,
@@ -36,11 +27,14 @@ from gateway.canonical.events import (
     Unified,
     UsageReport,
 )
-from gateway.canonical.request import Request
+from gateway.canonical.request import Loss, Request
 from gateway.canonical.usage import Usage
 from gateway.protocols.openai_chat import NAME, outgoing
+from gateway.protocols.openai_chat.losses import losses
 from gateway.protocols.openai_chat.shapes import Chunk, ChunkChoice, ChunkUsage, Delta, PlainChunk, ToolCallChunk
+from gateway.protocols.openai_errors import answered_error, provider_error
 from gateway.protocols.sse import EventTooLarge, SseDecoder, encode_data
+from gateway.protocols.wire import NO_HEADERS
 
 _PLAIN_CHANCES = 8
 _PLAIN = msgspec.json.Decoder(PlainChunk)
@@ -68,6 +62,10 @@ class OpenAiChatClient:
             return outgoing.forward(request, model)
         return outgoing.encode(request, model)
 
+    def losses(self, request: Request, model: str) -> tuple[Loss, ...]:
+        """What ``encode_request`` leaves out or changes of a request in another format."""
+        return () if request.format == NAME else losses(request)
+
     def decoder(self, provider: str) -> "ChatDecoder":
         """A decoder for one stream."""
         return ChatDecoder(provider)
@@ -77,13 +75,11 @@ class OpenAiChatClient:
         decoder = ChatDecoder(provider)
         return [*decoder.take(body, whole=True), *decoder.end_of_bytes()]
 
-    def decode_error(self, status: int, body: bytes, provider: str) -> ProviderError:
-        """An error answer; vendors put theirs under ``error``, ``detail`` or nothing at all."""
-        try:
-            answer = _OBJECT.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            answer = {}
-        return provider_error(status, answer.get("error", answer.get("detail")), provider)
+    def decode_error(
+        self, status: int, body: bytes, provider: str, headers: Mapping[str, str] = NO_HEADERS
+    ) -> ProviderError:
+        """An error answer."""
+        return answered_error(status, body, provider)
 
 
 class _ToolCalls:
@@ -335,73 +331,3 @@ def _usage(reported: Any) -> Usage | None:
         reasoning=reasoning,
         raw=reported,
     )
-
-
-_SECRET = re.compile(r"\b(?:sk|gsk|xai|key|pk)[-_][A-Za-z0-9*_-]{6,}|https?://[^\s\"')]+|\borg-[A-Za-z0-9]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
-_MESSAGE_MAX = 500
-
-_STATUS_BY_CODE = {
-    "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
-    "slow_down": 429,
-    "server_is_overloaded": 503,
-    "server_error": 500,
-    "overloaded": 503,
-    "timeout": 504,
-    "invalid_request_error": 400,
-    "context_length_exceeded": 400,
-    "content_filter": 400,
-    "tool_use_failed": 400,
-}
-
-
-def provider_error(status: int | None, error: Any, provider: str) -> ProviderError:
-    """A vendor's error object as ours. Within a stream there is no status, and its code or type stands for one."""
-    fields = error if isinstance(error, dict) else {"message": error}
-    if status is None:
-        codes = (fields.get("code"), fields.get("type"))
-        status = next((code for code in codes if isinstance(code, int) and 400 <= code < 600), None) or next(
-            (_STATUS_BY_CODE[str(code)] for code in codes if str(code) in _STATUS_BY_CODE), 500
-        )
-    message = _clean(fields.get("message"))
-    match status:
-        case 401 | 402 | 403:
-            # The gateway's own credential: not the client's fault, and none of its business.
-            return ProviderUnavailable(
-                "The provider refused the gateway's own credential or account.", provider=provider, status=status
-            )
-        case 429:
-            return ProviderRateLimited("The provider's rate limit is reached.", provider=provider, status=status)
-        case 408 | 504:
-            return ProviderTimeout("The provider timed out.", provider=provider, status=status)
-        case 503 | 529:
-            return ProviderUnavailable(
-                "The provider is overloaded.", provider=provider, status=status, code=ErrorCode.PROVIDER_OVERLOADED
-            )
-        case _ if status >= 500:
-            return ProviderUnavailable(f"The provider failed with status {status}.", provider=provider, status=status)
-        case 404:
-            return ProviderRejected(
-                message or "The provider does not know this model.",
-                provider=provider,
-                status=status,
-                code=ErrorCode.MODEL_NOT_FOUND,
-            )
-        case _:
-            return _rejected(fields, message, provider, status)
-
-
-def _rejected(fields: dict[str, Any], message: str, provider: str, status: int) -> ProviderRejected:
-    """The vendor's judgement of the request, with its own code and field: both speak about what the client sent."""
-    text = message or f"The provider rejected the request with status {status}."
-    error = ProviderRejected(text, provider=provider, status=status)
-    error.vendor_code = _clean(fields.get("code")) or None
-    error.param = _clean(fields.get("param")) or None
-    return error
-
-
-def _clean(message: Any) -> str:
-    if not isinstance(message, str):
-        return ""
-    return _SECRET.sub("***", _CONTROL.sub(" ", message))[:_MESSAGE_MAX].strip()

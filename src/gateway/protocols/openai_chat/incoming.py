@@ -32,6 +32,7 @@ from gateway.protocols.bodies import (
     decode_fields,
     decode_json,
     refuse_routing_fields,
+    untold_fields,
 )
 from gateway.protocols.openai_chat import NAME
 from gateway.protocols.openai_chat.shapes import (
@@ -52,6 +53,17 @@ _OWN_ONLY = ("audio", "functions", "modalities", "prediction", "web_search_optio
 _UNSEEN = frozenset(("include_reasoning", "prediction", "reasoning", "reasoning_format"))
 # Fields that canonical parts stand for, or that no model reads; options of a few words cost nothing worth counting.
 _READ = frozenset(ChatRequest.__struct_fields__) - {"functions", "prediction", "web_search_options"}
+# Fields that other formats are told of, or whose request is refused there; and what others hold that asks for nothing.
+_TOLD = (frozenset(ChatRequest.__struct_fields__) | frozenset(_OWN_ONLY)) - {"logit_bias", "metadata"}
+_IDLE = {
+    "logit_bias": b"{}",
+    "logprobs": b"false",
+    "metadata": b"{}",
+    "service_tier": b'"auto"',
+    "store": b"false",
+    "top_logprobs": b"0",
+}
+_NEWER_BOUND = {"max_tokens": "max_completion_tokens"}
 _SMALL_BYTES = 256
 _FIELDS_MAX = 256
 _LABEL_BYTES_MAX = 512
@@ -87,6 +99,8 @@ def decode(body: bytes) -> Request:
         raw=raw,
         unread=_unread(chat, raw, messages),
         untranslatable=_untranslatable(chat, raw),
+        untold=_untold(chat, raw),
+        spelling=_NEWER_BOUND if chat.max_completion_tokens is not None else {},
     )
 
 
@@ -123,6 +137,13 @@ def _untranslatable(chat: ChatRequest, raw: dict[str, msgspec.Raw]) -> tuple[str
     names = [name for name in _OWN_ONLY if bytes(raw.get(name, b"null")) != b"null"]
     names += [f"tools[{i}]" for i, tool in enumerate(chat.tools or ()) if tool.function is None]
     return tuple(names)
+
+
+def _untold(chat: ChatRequest, raw: dict[str, msgspec.Raw]) -> tuple[str, ...]:
+    names = untold_fields(raw, _TOLD, _IDLE)
+    if any(message.name is not None and message.role not in ("tool", "function") for message in chat.messages):
+        names += ("messages.name",)
+    return names
 
 
 def _sampling(chat: ChatRequest) -> Sampling:

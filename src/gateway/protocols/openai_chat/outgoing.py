@@ -23,6 +23,7 @@ from gateway.canonical.request import (
     ToolCall,
     ToolResult,
 )
+from gateway.protocols.tool_results import answered
 
 _OPTIONS = msgspec.json.Decoder(dict[str, Any] | None)
 
@@ -53,7 +54,7 @@ def encode(request: Request, model: str) -> bytes:
     """The canonical request as a Chat Completions body."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": [encoded for message in request.messages for encoded in _message(message)],
+        "messages": [encoded for message in answered(request.messages) for encoded in _message(message)],
         "stream": True,
         "stream_options": {"include_usage": True},
         _bound_name(model): request.output_tokens_max,

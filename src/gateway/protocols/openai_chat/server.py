@@ -79,7 +79,8 @@ class OpenAiChatServer:
 
     def encoder(self, request: Request, meta: StreamMeta) -> Encoder:
         """Chunks where the client streams, else one whole answer."""
-        chunks = ChunkEncoder(meta, include_usage=request.include_usage or not request.stream)
+        include_usage = request.include_usage or not request.stream
+        chunks = ChunkEncoder(meta, include_usage=include_usage, model=request.model)
         return chunks if request.stream else AnswerEncoder(chunks)
 
     def rate_headers(self, standing: list[Allowance]) -> Headers:
@@ -97,14 +98,15 @@ class ChunkEncoder:
     headers = ((b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS)
     heartbeat = b": keep-alive\n\n"
 
-    def __init__(self, meta: StreamMeta, *, include_usage: bool) -> None:
+    def __init__(self, meta: StreamMeta, *, include_usage: bool, model: str = "") -> None:
+        """``model`` is named where the provider names none."""
         self.wants_notices = meta.wants_notices
         self._is_native = meta.wire == NAME
         self._include_usage = include_usage
         self._usage_sent = False
         self._id = f"chatcmpl-{meta.request_id}"
         self._created = meta.created
-        self._model = ""
+        self._model = model
         self._started: set[int] = set()
         self._finished: set[int] = set()
         # Reasoning that is being shown, by choice: kept whole, since its signature belongs to the whole.
@@ -136,7 +138,7 @@ class ChunkEncoder:
     def _follow(self, event: Event) -> None:
         if isinstance(event, MessageStart):
             self._id = event.id or self._id
-            self._model = event.model
+            self._model = event.model or self._model
             self._created = event.created
             self._started.add(0)
             self._is_named = bool(event.id)

@@ -6,7 +6,7 @@ RUN python -m venv /opt/gateway
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY src ./src
-RUN /opt/gateway/bin/pip install -c constraints.txt .
+RUN /opt/gateway/bin/pip install -c constraints.txt ".[bedrock,vertex]"
 
 FROM python:3.12-slim
 # The journal, generated keys and, without GATEWAY_REDIS_URL, the embedded Redis's data live in /data: give it a volume

@@ -38,14 +38,17 @@ class Received:
 
     @property
     def key(self) -> str:
-        """The API key in either header, or an empty string."""
+        """The API key in whichever header, or an empty string."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
-        return token.strip() if scheme.lower() == "bearer" else self.headers.get("x-api-key", "")
+        if scheme.lower() == "bearer":
+            return token.strip()
+        return self.headers.get("x-api-key") or self.headers.get("x-goog-api-key", "")
 
     @property
     def is_stream(self) -> bool:
-        """Whether the client asked for a stream."""
-        return isinstance(self.body, dict) and self.body.get("stream") is True
+        """Whether the client asked for a stream, in the body or, at Bedrock and Google, in the path."""
+        asked = isinstance(self.body, dict) and self.body.get("stream") is True
+        return asked or self.path.endswith("/converse-stream") or "alt=sse" in self.query
 
 
 class Rejected(Exception):

@@ -78,7 +78,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     headers: dict[str, str] = {}
     fault: Fault = "none"
     fault_at: int | None = None
-    # False: no ``[DONE]`` or ``message_stop``, and a clean end.
+    # False: no ``[DONE]``, ``message_stop`` or end of a response, and a clean end.
     done: bool = True
 
     # How the bytes fall.
@@ -88,7 +88,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     comments: bool = False
     no_space: bool = False
 
-    # Quirks of OpenAI-compatible servers.
+    # Quirks of OpenAI-compatible servers. In Responses, ``reasoning`` is shown in its own words and not as a summary.
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning_content"
     role_on_every_chunk: bool = False
     usage_in_choices_chunk: bool = False

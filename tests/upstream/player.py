@@ -86,7 +86,8 @@ class Player:
 
     async def _play_stream(self, received: Received) -> None:
         plan, outbox = self._plan, self._outbox
-        await outbox.start(200, self._headers(received, STREAM), plan)
+        kind = getattr(self._vendor, "stream_type", STREAM["content-type"])
+        await outbox.start(200, self._headers(received, {**STREAM, "content-type": kind}), plan)
         due = plan.fault_at if plan.fault != "none" else -1
         if due == 0 and not await self._fail_in_stream(received):
             return

@@ -6,6 +6,7 @@ Everything observable changes under ``until``'s eyes, so tests wait for conditio
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -16,13 +17,22 @@ import msgspec
 
 from .anthropic_messages import AnthropicMessages
 from .exchange import CREATED, Received, Rejected, Vendor
+from .gemini import CLAUDE_PATH, Gemini, VertexClaude
+from .gemini import PATH as GEMINI_PATH
 from .http1 import HungUp, Inbox, Outbox, read_request
 from .openai_chat import OpenAIChat
+from .openai_responses import OpenAIResponses
 from .plan import Plan
 from .player import Player
 
 # A connection that the kernel accepted needs some turns of the loop until its task runs.
 ACCEPT_TURNS = 5
+METHODS = {
+    "/v1/chat/completions": "POST",
+    "/v1/responses": "POST",
+    "/v1/messages": "POST",
+    "/v1/models": "GET",
+}
 
 
 class Upstream:
@@ -51,7 +61,13 @@ class Upstream:
         self._queue: deque[Plan] = deque()
         self._by_model: dict[str, Plan] = {}
         self._openai = OpenAIChat(strict_fields)
+        self._responses = OpenAIResponses(strict_fields)
         self._anthropic = AnthropicMessages()
+        # Vendors whose paths name the model.
+        self._clouds: list[tuple[re.Pattern[str], Vendor]] = [
+            (GEMINI_PATH, Gemini()),
+            (CLAUDE_PATH, VertexClaude()),
+        ]
         self._tasks: set[asyncio.Task[Any]] = set()
         self._crashes: list[Exception] = []
         self._changed = asyncio.Event()
@@ -191,18 +207,24 @@ class Upstream:
             await player.play(received)
 
     def _vendor(self, received: Received) -> Vendor:
-        """By path; where both vendors have it, by the header that only one has."""
+        """By path; where both companies have it, by the header that only one has."""
+        for pattern, vendor in self._clouds:
+            if pattern.fullmatch(received.path):
+                return vendor
         if received.path == "/v1/chat/completions":
             return self._openai
+        if received.path == "/v1/responses":
+            return self._responses
         is_anthropic = received.path == "/v1/messages" or "anthropic-version" in received.headers
         return self._anthropic if is_anthropic else self._openai
 
     def _accept(self, received: Received, vendor: Vendor) -> Plan:
         """The plan for a request that the vendor would accept; one that it refuses takes none."""
-        methods = {"/v1/chat/completions": "POST", "/v1/messages": "POST", "/v1/models": "GET"}
-        if received.path not in methods:
+        model = self._model_in_path(received)
+        method = METHODS.get(received.path) if model is None else "POST"
+        if method is None:
             raise Rejected(f"Invalid URL ({received.method} {received.path})", status=404)
-        if received.method != methods[received.path]:
+        if received.method != method:
             raise Rejected(f"Not allowed to {received.method} on {received.path}", status=405)
         if received.key and self._api_key is not None and received.key != self._api_key:
             raise Rejected("Incorrect API key provided.", status=401, code="invalid_api_key")
@@ -211,7 +233,11 @@ class Upstream:
             return Plan()
         if self._queue:
             return self._queue.popleft()
-        return self._by_model.get(received.body["model"], self.plan)
+        return self._by_model.get(model or received.body["model"], self.plan)
+
+    def _model_in_path(self, received: Received) -> str | None:
+        found = (pattern.fullmatch(received.path) for pattern, _ in self._clouds)
+        return next((match.group(1) for match in found if match is not None), None)
 
     def _list_models(self, received: Received) -> bytes:
         names = [*self.models, *self._by_model]

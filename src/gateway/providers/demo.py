@@ -33,7 +33,7 @@ from gateway.canonical.events import (
     Unified,
     UsageReport,
 )
-from gateway.canonical.request import Message, Request, Text, Tokens, ToolResult
+from gateway.canonical.request import Loss, Message, Request, Text, Tokens, ToolResult
 from gateway.canonical.usage import Usage
 from gateway.metering.tokens import count_input, counter
 from gateway.providers.provider import Call, Hangup, Timeouts
@@ -87,6 +87,10 @@ class DemoProvider:
     def holds_full(self, model: str, *, reasons: bool) -> bool:
         """Never: it bills what it sends."""
         return False
+
+    def losses(self, call: Call) -> tuple[Loss, ...]:
+        """None that would be worth a word: it is no model, and nothing changes what it says."""
+        return ()
 
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The model's answer, a batch per token."""

@@ -1,10 +1,10 @@
 """A provider reached over HTTP that speaks one of our wire formats."""
 
-import email.utils
 import re
-import time
+import urllib.parse
 from collections.abc import AsyncGenerator
 
+import structlog
 import yarl
 from multidict import CIMultiDict
 
@@ -12,22 +12,35 @@ from gateway.canonical.errors import (
     ErrorCode,
     ProviderError,
     ProviderProtocolError,
+    ProviderRateLimited,
     ProviderTimeout,
     ProviderUnavailable,
     RequestError,
     StreamTruncated,
 )
 from gateway.canonical.events import Batch, Failure, Frame
-from gateway.canonical.request import Request
+from gateway.canonical.request import Loss, Request
 from gateway.protocols.openai_embeddings import OpenAiEmbeddingsClient
 from gateway.protocols.wire import ClientRole, StreamDecoder
-from gateway.providers.endpoint import Endpoint
+from gateway.providers.credentials import CredentialError, OutgoingRequest
+from gateway.providers.endpoint import MODEL_IN_URL, Endpoint
 from gateway.providers.provider import Call
-from gateway.providers.transport import Answer, ConnectTimeout, Post, Transport, TransportError, timeout_of
+from gateway.providers.retry_after import retry_after_s
+from gateway.providers.transport import (
+    RESPONSE_BODY_MAX,
+    Answer,
+    ConnectTimeout,
+    Post,
+    Transport,
+    TransportError,
+    timeout_of,
+)
 
-_RETRY_AFTER_MAX_S = 3600.0
+_log = structlog.get_logger()
+
 # 2,048 vectors of 3,072 numbers each, written out.
 _EMBEDDINGS_BODY_MAX = 128 * 1024 * 1024
+_ANSWER_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream", "application/json")
 
 
 class HttpProvider:
@@ -42,8 +55,7 @@ class HttpProvider:
         self._endpoint = endpoint
         self._protocol = protocol
         self._transport = transport
-        self._url = yarl.URL(endpoint.url)
-        self._embeddings_url = yarl.URL(endpoint.embeddings_url) if endpoint.embeddings_url else None
+        self._url = None if MODEL_IN_URL in endpoint.url else yarl.URL(endpoint.url)
         self._embeddings = OpenAiEmbeddingsClient()
         self._timeout = timeout_of(endpoint.timeouts.connect_s)
         self._headers = CIMultiDict(
@@ -74,6 +86,14 @@ class HttpProvider:
             return True
         return unseen.models is not None and re.match(unseen.models, model) is not None
 
+    def losses(self, call: Call) -> tuple[Loss, ...]:
+        """Nothing where the provider speaks the client's own format, or makes vectors."""
+        request = call.request
+        if request.format == self._protocol.name or request.embedding is not None:
+            return ()
+        dropped = (*request.untranslatable, *request.untold, *request.headers)
+        return (*(Loss("dropped", name) for name in dropped), *self._protocol.losses(request, call.model))
+
     async def stream(self, call: Call) -> AsyncGenerator[Batch, None]:
         """The answer, one batch per read. An error after the first batch is a ``Failure`` event in the last one."""
         if call.request.embedding is not None:
@@ -84,7 +104,7 @@ class HttpProvider:
         answer = await self._open(call)
         try:
             if answer.content_type == "application/json":
-                frames = self._protocol.decode_response(await answer.read_all(), self.name)
+                frames = self._protocol.decode_response(await self._whole(answer), self.name)
                 yield Batch(frames, is_last=True)
                 return
             decoder = self._protocol.decoder(self.name)
@@ -102,33 +122,45 @@ class HttpProvider:
             field = call.request.untranslatable[0]
             raise RequestError(f"{field} cannot be sent to this model.", code=ErrorCode.UNSUPPORTED_VALUE, param=field)
         body = self._protocol.encode_request(call.request, call.model)
-        answer = await self._post(Post(self._url, self._headers_for(call.request), body, self._timeout))
-        if answer.content_type not in ("text/event-stream", "application/json"):
+        url = self._url or url_of_model(endpoint_url=self._endpoint.url, model=call.model)
+        answer = await self._post(url, self._headers_for(call.request), body)
+        if answer.content_type not in _ANSWER_TYPES:
             answer.close()
             raise ProviderProtocolError("The provider answered with something other than a stream.", provider=self.name)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            answer.close()
+            raise ProviderProtocolError(
+                "The provider compressed its answer, which it was asked not to do.", provider=self.name
+            )
         return answer
 
-    async def _embed(self, call: Call) -> list[Frame]:
-        """The vectors of all inputs, and what the provider says it read."""
-        if self._embeddings_url is None:
-            text = f"The provider {self.name} has no embeddings."
-            raise RequestError(text, code=ErrorCode.UNSUPPORTED_VALUE, param="model")
-        body = self._embeddings.encode_request(call.request, call.model)
-        answer = await self._post(Post(self._embeddings_url, self._headers, body, self._timeout))
+    async def _whole(self, answer: Answer, limit: int = RESPONSE_BODY_MAX) -> bytes:
         try:
-            whole = await answer.read_all(_EMBEDDINGS_BODY_MAX)
+            return await answer.read_all(limit)
         except TransportError:
             raise ProviderUnavailable(
                 "The provider's connection broke within the answer.", provider=self.name
             ) from None
+
+    async def _embed(self, call: Call) -> list[Frame]:
+        """The vectors of all inputs, and what the provider says it read."""
+        if self._endpoint.embeddings_url is None:
+            text = f"The provider {self.name} has no embeddings."
+            raise RequestError(text, code=ErrorCode.UNSUPPORTED_VALUE, param="model")
+        body = self._embeddings.encode_request(call.request, call.model)
+        url = url_of_model(self._endpoint.embeddings_url, call.model)
+        answer = await self._post(url, self._headers, body)
+        try:
+            whole = await self._whole(answer, _EMBEDDINGS_BODY_MAX)
         finally:
             answer.close()
         return self._embeddings.decode_response(whole, call.request, self.name)
 
-    async def _post(self, post: Post) -> Answer:
+    async def _post(self, url: yarl.URL, headers: CIMultiDict[str], body: bytes) -> Answer:
         """Raises ``ProviderError`` where the provider cannot be reached or refuses."""
+        headers = await self._with_credentials(url, headers, body)
         try:
-            answer = await self._transport.post(post)
+            answer = await self._transport.post(Post(url, headers, body, self._timeout))
         except ConnectTimeout:
             raise ProviderTimeout("The provider did not accept a connection in time.", provider=self.name) from None
         except TransportError:
@@ -136,6 +168,19 @@ class HttpProvider:
         if answer.status != 200:
             raise await self._refused(answer)
         return answer
+
+    async def _with_credentials(self, url: yarl.URL, headers: CIMultiDict[str], body: bytes) -> CIMultiDict[str]:
+        credentials = self._endpoint.credentials
+        if credentials is None:
+            return headers
+        try:
+            proof = await credentials.headers(OutgoingRequest("POST", str(url), headers, body))
+        except CredentialError as error:
+            _log.warning("provider_credential_missing", provider=self.name, why=str(error))
+            raise ProviderUnavailable(
+                "The gateway has no credential for the provider at the moment.", provider=self.name
+            ) from None
+        return CIMultiDict({**headers, **proof})
 
     def _headers_for(self, request: Request) -> CIMultiDict[str]:
         """Our own, and those that belong to a body of the provider's own format."""
@@ -145,8 +190,16 @@ class HttpProvider:
 
     async def _refused(self, answer: Answer) -> ProviderError:
         try:
-            error = self._protocol.decode_error(answer.status, await answer.read_error(), self.name)
-            error.retry_after_s = _retry_after_s(answer.retry_after)
+            if answer.status < 400:
+                return ProviderProtocolError(
+                    "The provider answered with a status that is neither success nor error.",
+                    provider=self.name,
+                    status=answer.status,
+                )
+            error = self._protocol.decode_error(answer.status, await answer.read_error(), self.name, answer.headers)
+            said_s = retry_after_s(answer.headers, is_limit=isinstance(error, ProviderRateLimited))
+            if said_s is not None:
+                error.retry_after_s = said_s
             return error
         finally:
             answer.close()
@@ -163,17 +216,13 @@ class HttpProvider:
 
     async def aclose(self) -> None:
         """The transport is shared and closed by its owner."""
+        if self._endpoint.credentials is not None:
+            await self._endpoint.credentials.aclose()
 
 
-def _retry_after_s(value: str | None) -> float | None:
-    """``Retry-After`` in either of its forms, seconds or a date; ``None`` where it is neither."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return None
-    return min(seconds, _RETRY_AFTER_MAX_S) if seconds >= 0 else None
+def url_of_model(endpoint_url: str, model: str) -> yarl.URL:
+    """The address of a model that stands in its path; what a client wrote there stays within its one segment."""
+    if model.strip(".") == "":
+        raise RequestError("There is no such model.", code=ErrorCode.MODEL_NOT_FOUND, param="model")
+    segment = urllib.parse.quote(model, safe="@")
+    return yarl.URL(endpoint_url.replace(MODEL_IN_URL, segment), encoded=True)

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from gateway.canonical.events import Batch
-from gateway.canonical.request import Request
+from gateway.canonical.request import Loss, Request
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +68,10 @@ class Provider(Protocol):
 
         ``reasons`` says that the request asks for reasoning.
         """
+        ...
+
+    def losses(self, call: Call) -> tuple[Loss, ...]:
+        """What the provider will not be asked for as the client did, without asking it; may raise ``RequestError``."""
         ...
 
     def stream(self, call: Call) -> AsyncGenerator[Batch, None]:

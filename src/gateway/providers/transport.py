@@ -15,7 +15,8 @@ from multidict import CIMultiDict
 _POOL_MAX = 5_000
 _KEEP_ALIVE_S = 30.0
 _ERROR_BODY_MAX = 64 * 1024
-_RESPONSE_BODY_MAX = 32 * 1024 * 1024
+# A whole answer's.
+RESPONSE_BODY_MAX = 32 * 1024 * 1024
 # After its terminator a stream has only the end of its encoding left; the connection is worth waiting this long for.
 _TAIL_S = 0.1
 
@@ -75,13 +76,13 @@ class Transport:
 class Answer:
     """A provider's answer: a status now, a body as it comes. Close it whatever happens."""
 
-    __slots__ = ("_response", "content_type", "retry_after", "status")
+    __slots__ = ("_response", "content_type", "headers", "status")
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.status = response.status
         self.content_type = response.content_type
-        self.retry_after = response.headers.get("retry-after")
+        self.headers = response.headers
 
     async def read(self) -> bytes:
         """Some more of the body, ``b""`` at its end. Raises ``TransportError`` where it breaks off."""
@@ -90,7 +91,7 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             raise TransportError(type(error).__name__) from error
 
-    async def read_all(self, limit: int = _RESPONSE_BODY_MAX) -> bytes:
+    async def read_all(self, limit: int = RESPONSE_BODY_MAX) -> bytes:
         """The whole body, cut off at ``limit`` bytes."""
         pieces: list[bytes] = []
         size = 0

@@ -19,6 +19,9 @@ ACTIVE = "gw:active"
 # ZSET account or key:<key id> → time (ms) of its suspension or revocation: what running streams are checked against.
 REVOKED = "gw:revoked"
 
+# HASH provider/model → time (ms) until which a gateway leaves this deployment alone.
+SICK = "gw:sick"
+
 
 def account(name: str) -> str:
     """HASH name, tier, created (ms), down the model that answers until down_until (ms)."""
@@ -140,3 +143,28 @@ def history(name: str) -> str:
 def alert(name: str) -> str:
     """STRING the gateway that sent this alert; while it exists, nobody sends it again."""
     return f"gw:alert:{name}"
+
+
+def log(name: str, sid: str) -> str:
+    """STREAM of what a resumable answer said: h head (JSON), b bytes, e the end; its entries are numbered from 1-1."""
+    return f"cr:{{{name}}}:l:{sid}"
+
+
+def watched(name: str, sid: str) -> str:
+    """STRING that is there while somebody reads a log."""
+    return f"cr:{{{name}}}:v:{sid}"
+
+
+def chat(name: str, owner: str, chat_id: str) -> str:
+    """HASH of a chat of one owner within an account: s sid of its newest answer, d sid of the last one read whole."""
+    return f"cr:{{{name}}}:n:{digest(f'{len(owner)}:{owner}{chat_id}', 16)}"
+
+
+def responses(name: str) -> str:
+    """HASH id → response (JSON), <id → its bytes and the id before it, bytes sum; see ``responses/lua/keep.lua``."""
+    return f"cr:{{{name}}}:o"
+
+
+def response_ends(name: str) -> str:
+    """ZSET id → when a kept response goes (ms). Both keys expire with the last of them."""
+    return f"cr:{{{name}}}:u"

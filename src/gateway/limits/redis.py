@@ -327,6 +327,11 @@ async def ask(url: str, *args: Any, timeout_s: float) -> Any:
         await owner.aclose()
 
 
+def forget_result(future: asyncio.Future[Any]) -> None:
+    """Nobody waits for this call, nor minds if it fails."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
 async def retrying(call: Callable[[], Awaitable[T]], budget_s: float) -> T:
     """Repeat a call that is safe to repeat until it answers or ``budget_s`` is over; then ``StoreUnavailable``."""
     deadline = time.monotonic() + budget_s

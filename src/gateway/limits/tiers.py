@@ -139,6 +139,11 @@ class Rulebook:
         return until, Limits(_allowances(owner, own, party, permille, now), tuple(shared))
 
 
+def shared_allowances(owner: keys.Owner, rules: Sequence[Rule]) -> Allowances:
+    """The allowances of a capacity that is the same whoever asks."""
+    return _allowances(owner, rules, Party("", "", "", ""), 1000, 0)
+
+
 def with_prompt_limit(allowances: Allowances, account: str, digest: str, limit: int, *, is_shadow: bool) -> Allowances:
     """The same allowances, and a bucket for one prompt: ``limit`` times in ten minutes."""
     bucket = Bucket(f"prompt.{digest}", limit, 600_000, limit, Unit.REQUESTS, is_shadow)

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from gateway.config import Config, ConfigError, Environment, load, parse
+from gateway.config import Config, ConfigError, Environment
+from gateway.config_file import load, parse
 from gateway.config_reference import reference
 
 MISTAKES = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, parse
+from gateway.config import Config
+from gateway.config_file import parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))

@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from redis import Redis
 
-from gateway.config import Config, ConfigError, parse
+from gateway.config import Config, ConfigError
+from gateway.config_file import parse
 from gateway.experiments import Experiment, Experiments, Rate, Row, Variant, refusals_differ, report, rows_of
 from gateway.http.admin import Admin
 from gateway.http.admin_reports import reports_router
@@ -215,7 +216,7 @@ async def serving(redis: RedisOwner) -> AsyncIterator[str]:
     admin = Admin(key=ADMIN_KEY, accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())
     app = FastAPI()
     add_error_handlers(app, {}, OpenAiChatServer())
-    app.include_router(reports_router(admin, experiments(config()), Tallies(redis)))
+    app.include_router(reports_router(admin, lambda: experiments(config()), Tallies(redis)))
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

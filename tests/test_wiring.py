@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.config import ConfigError, parse
+from gateway.config import ConfigError
+from gateway.config_file import parse
 from gateway.limits.allowances import Unit
 from gateway.limits.tiers import BucketRule, SlotsRule, WindowRule
 from gateway.wiring import capacities, tiers, validate, variants

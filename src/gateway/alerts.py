@@ -143,12 +143,19 @@ class Alerts:
         self._redis = redis
         self._webhook = webhook
         self._gateway = gateway
+        self._is_retired = False
+
+    def retire(self) -> None:
+        """Look no more: others do."""
+        self._is_retired = True
 
     async def run(self) -> None:
-        """Look every 15 s, for ever; a task root."""
+        """Look every 15 s, until retired; a task root."""
         try:
             while True:
                 await asyncio.sleep(_LOOK_S)
+                if self._is_retired:
+                    return
                 try:
                     await self.look()
                 except StoreUnavailable:

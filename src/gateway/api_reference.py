@@ -9,18 +9,29 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from gateway.app import inference_roles
 from gateway.canonical.errors import ErrorCode
 from gateway.config import Config
 from gateway.http.admin import Admin, admin_router
+from gateway.http.admin_config import config_router
 from gateway.http.admin_reports import reports_router
+from gateway.http.admin_streams import streams_admin_router
+from gateway.http.chat_streams import chat_stop_router
 from gateway.http.count_tokens import count_router
 from gateway.http.health import health_router
 from gateway.http.inference import models_router
+from gateway.http.stored_responses import stored_responses_router
 from gateway.http.streams import streams_router
+from gateway.surface import inference_roles
 
 _TITLES = {
     "models": ("Models", "Wants an API key or a JWT."),
+    "chat": (
+        "Chats",
+        "Wants an API key or a JWT. `GET /api/chat/{id}/stream`, for AI SDK 4 `GET /api/ai/chat-stream?chatId={id}`, "
+        "answers with the stream that a chat is at, from its beginning; nothing to resume is 204, for AI SDK 4 empty "
+        "and 200. `GET /api/chat/ws` takes a WebSocket with the frames of AI SDK 7's `WebSocketChatTransport`.",
+    ),
+    "responses": ("Stored responses", "Wants an API key or a JWT."),
     "streams": ("Streams", "Wants an API key or a JWT."),
     "health": ("Health", "Wants no credential."),
     "admin": ("Admin", "Wants the admin key. Amounts are decimal USD strings, times are RFC 3339 in UTC."),
@@ -29,10 +40,13 @@ _TITLES = {
 
 _REQUEST_HEADERS = {
     "Idempotency-Key": "1 to 255 visible ASCII characters: the same request with the same key runs once.",
+    "x-gateway-strict": "`true`: refuse what a provider could not be asked for as it is written.",
+    "x-gateway-resumable": "`true`: a chat's answer goes on when its page goes away; `false`: it does not.",
     "x-gateway-events": "`1`: also send what the gateway has to say within the stream (`x_gateway`), such as budgets.",
 }
 _ANSWER_HEADERS = {
     "x-gateway-stream-id": "The stream's id, for `GET /v1/streams/{id}`.",
+    "x-gateway-warnings": "What the provider was not asked for: `dropped:FIELD`, `lowered:FIELD`, `changed:FIELD`.",
     "x-ratelimit-limit-requests": "The tightest limit on requests; also `-remaining-`, `-reset-`, and for `-tokens`.",
     "retry-after": "Seconds until it is worth trying again, on a refusal that waiting helps against.",
     "x-should-retry": "`false` on a refusal that waiting does not help against.",
@@ -60,9 +74,13 @@ def _document() -> dict[str, Any]:
     app.include_router(count_router(nothing, nothing, body_bytes_max=0))
     app.include_router(health_router(nothing, nothing))
     app.include_router(streams_router(nothing, nothing, nothing))
+    app.include_router(stored_responses_router(nothing, nothing))
+    app.include_router(chat_stop_router(nothing, nothing, nothing))
     admin = Admin(key="", accounts=nothing, api_keys=nothing, ledger=nothing, tiers=())
     app.include_router(admin_router(admin, nothing))
     app.include_router(reports_router(admin, nothing, nothing))
+    app.include_router(streams_admin_router(admin, nothing, nothing))
+    app.include_router(config_router(admin, nothing))
     return app.openapi()
 
 

@@ -1,5 +1,6 @@
 """The composition root: builds every object from the configuration, and owns start-up and shutdown."""
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -14,15 +15,13 @@ from fastapi import FastAPI
 from gateway import __version__
 from gateway.config import Config, ConfigError, Environment
 from gateway.embedded_redis import EmbeddedRedis, NoRedis
-from gateway.entrance import Entrance
+from gateway.entrance import Entrance, Offer
 from gateway.http.admin import Admin, admin_router
+from gateway.http.admin_config import config_router
 from gateway.http.admin_reports import reports_router
-from gateway.http.count_tokens import count_router
+from gateway.http.admin_streams import streams_admin_router
 from gateway.http.errors import add_error_handlers
 from gateway.http.front import Front
-from gateway.http.health import health_router
-from gateway.http.inference import InferenceEndpoint, inference_routes, models_router
-from gateway.http.streams import streams_router
 from gateway.identity.authenticator import Authenticator
 from gateway.identity.keys import ApiKeys
 from gateway.ledger import Ledger, Streams
@@ -31,6 +30,7 @@ from gateway.limits.admission import Admission
 from gateway.limits.alone import Alone
 from gateway.limits.checks import UnfitRedis, check_redis
 from gateway.limits.connect import open_redis
+from gateway.limits.deployment_capacity import DeploymentCapacity
 from gateway.limits.journal import Journal
 from gateway.limits.reaper import Reaper
 from gateway.limits.redis import Redis, StoreUnavailable, retrying
@@ -38,29 +38,29 @@ from gateway.limits.reservation import Books, HoldPolicy
 from gateway.limits.revocations import STREAM_PREFIX, Revocations, revoke
 from gateway.limits.scripts import Retention, Scripts, SettleReply
 from gateway.limits.settlements import Settlement, Settlements
+from gateway.limits.sick import SickList
 from gateway.limits.tiers import Rulebook
 from gateway.live import LiveExchanges
 from gateway.metering import tokens
-from gateway.protocols.ai_sdk_4 import AiSdk4Server, DataStreamEncoder
-from gateway.protocols.ai_sdk_ui.server import AiSdkCompletionServer, AiSdkUiServer
+from gateway.protocols.ai_sdk_4 import AiSdk4Server
 from gateway.protocols.anthropic_messages.server import AnthropicMessagesServer
 from gateway.protocols.openai_chat.server import OpenAiChatServer
-from gateway.protocols.openai_completions import OpenAiCompletionsServer
-from gateway.protocols.openai_embeddings import OpenAiEmbeddingsServer
-from gateway.protocols.openai_responses.server import OpenAiResponsesServer
 from gateway.protocols.wire import ServerRole
 from gateway.providers.transport import Transport
+from gateway.reload import ConfigFile, Reloader, Running, close_providers
 from gateway.services import Patience, Services
+from gateway.surface import Parts, add_routes
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
 from gateway.watch import Watch
-from gateway.wiring import capacities, jwt_verifier, router
+from gateway.wiring import capacities, deployment_capacities, jwt_verifier, router
 
 _log = structlog.get_logger()
 
 DEV_ACCOUNT = "dev"
 _DEV_CREDIT_MICROUSD = 10_000_000
 _FLUSH_S = 5.0
+_BULK_TIMEOUT_S = 2.0
 _REDIS_WAIT_S = 30.0
 
 # What an operator can do something about; the message says what, and nobody needs a traceback.
@@ -77,6 +77,8 @@ class Gateway:
         self.live = LiveExchanges()
         self.telemetry = Telemetry()
         self.dev_key: str | None = None
+        self.reload_asked = asyncio.Event()
+        self._file = ConfigFile(environment)
         self._tasks = TaskOwner()
         self._embedded = None if environment.redis_url else EmbeddedRedis(self.data_dir / "redis")
         self._fastapi = FastAPI(
@@ -123,14 +125,20 @@ class Gateway:
         stack.push_async_callback(watch.aclose)
         services = self._services(books, watch, transport)
         authenticator = await self._authenticator(api_keys, stack)
-        self._add_routes(services, authenticator, redis)
         admin = Admin(
             key=self._admin_key(), accounts=accounts, api_keys=api_keys, ledger=Ledger(redis), tiers=watch.tiers
         )
         self._fastapi.include_router(admin_router(admin, watch.explanation))
-        self._fastapi.include_router(reports_router(admin, watch.experiments, watch.tallies))
+        self._fastapi.include_router(reports_router(admin, lambda: watch.experiments, watch.tallies))
         stop = partial(self._stop_stream, redis)
-        self._fastapi.include_router(streams_router(authenticator, Streams(redis), stop))
+        self._fastapi.include_router(streams_admin_router(admin, Streams(redis), stop))
+        bulk = self._open_bulk(stack)
+        parts = Parts(services=services, authenticator=authenticator, redis=redis, bulk=bulk, stop=stop)
+        surface = add_routes(self._fastapi, self.app, self.config, parts)
+        stack.push_async_callback(close_providers, services)
+        running = Running(services, watch, surface, admin, transport)
+        reloader = Reloader(self._file, self.config, running.prepare, self.telemetry.registry)
+        self._fastapi.include_router(config_router(admin, reloader))
         if self._embedded is not None:
             await self._ensure_dev_account(accounts, api_keys)
         revocations = Revocations(redis, lambda name: self._revoke(name, accounts, api_keys))
@@ -138,11 +146,18 @@ class Gateway:
         self._tasks.start(books.settlements.run(), "settlements")
         self._tasks.start(books.reaper.run(self.config.holds.lease_s / 3), "reaper")
         self._tasks.start(revocations.run(), "revocations")
+        deployments = services.entrance.router.deployments
+        self._tasks.start(SickList(redis, deployments.sick, deployments.hear).run(), "sick-list")
         watch.start(self._tasks)
+        self._tasks.start(reloader.run(self.reload_asked), "reload")
+
+    @property
+    def _redis_url(self) -> str:
+        return self.environment.redis_url or (self._embedded.url if self._embedded else "")
 
     async def _connect(self, stack: contextlib.AsyncExitStack) -> Redis:
         try:
-            redis = open_redis(self.environment.redis_url or (self._embedded.url if self._embedded else ""))
+            redis = open_redis(self._redis_url)
         except ValueError as error:
             raise ConfigError(f"GATEWAY_REDIS_URL: {error}") from None
         redis.on_round_trip = self.telemetry.redis.observe
@@ -154,6 +169,13 @@ class Gateway:
             raise NoRedis(
                 f"Redis did not answer within {_REDIS_WAIT_S:g} s ({error}). Is GATEWAY_REDIS_URL right?"
             ) from None
+        return redis
+
+    def _open_bulk(self, stack: contextlib.AsyncExitStack) -> Redis:
+        """A connection for what is large, stored responses and logs of answers: money does not wait behind it."""
+        redis = open_redis(self._redis_url, timeout_s=_BULK_TIMEOUT_S)
+        redis.start()
+        stack.push_async_callback(redis.aclose)
         return redis
 
     async def _open_books(self, redis: Redis, stack: contextlib.AsyncExitStack) -> Books:
@@ -192,19 +214,15 @@ class Gateway:
                 statistics.absorbed(settlement.stream.account, reply.absorbed)
 
         books.settlements.on_posted = on_posted
-        entrance = Entrance(
-            router(self.config, transport),
-            Admission(books, self._alone(watch)),
-            watch.entitlements,
-            Rulebook(capacities(self.config)),
-            tokens.counter,
-        )
+        offer = Offer(router(self.config, transport), watch.entitlements, Rulebook(capacities(self.config)))
+        entrance = Entrance(offer, Admission(books, self._alone(watch)), tokens.counter)
         return Services(
             entrance=entrance,
             live=self.live,
             telemetry=self.telemetry,
             statistics=statistics,
             tasks=self._tasks,
+            capacity=DeploymentCapacity(books.scripts, deployment_capacities(self.config)),
             observe_latency=watch.latency.observe,
             patience=Patience(commit_s=server.commit_s, heartbeat_s=server.heartbeat_s, send_s=server.send_timeout_s),
         )
@@ -236,18 +254,6 @@ class Gateway:
         stack.push_async_callback(verifier.aclose)
         return Authenticator(api_keys, verifier)
 
-    def _add_routes(self, services: Services, authenticator: Authenticator, redis: Redis) -> None:
-        body_bytes_max = self.config.server.body_bytes_max
-        endpoints = {
-            path: InferenceEndpoint(role, authenticator, services, body_bytes_max=body_bytes_max)
-            for path, role in inference_roles(self.config).items()
-        }
-        self.app.direct.update(endpoints)
-        self._fastapi.router.routes.extend(inference_routes(endpoints))
-        self._fastapi.include_router(count_router(authenticator, services, body_bytes_max=body_bytes_max))
-        self._fastapi.include_router(models_router(authenticator, services))
-        self._fastapi.include_router(health_router(services, redis))
-
     def _admin_key(self) -> str:
         return self.environment.admin_key or _kept_secret(self.data_dir / "admin-key", "gwadmin-")
 
@@ -261,22 +267,6 @@ class Gateway:
             key = await api_keys.create(DEV_ACCOUNT, name="development")
             _write_secret(path, key.token)
         self.dev_key = path.read_text().strip()
-
-
-def inference_roles(config: Config) -> dict[str, ServerRole]:
-    """The paths that models answer, each with the protocol it speaks."""
-    return {
-        "/v1/chat/completions": OpenAiChatServer(),
-        "/v1/responses": OpenAiResponsesServer(),
-        "/v1/completions": OpenAiCompletionsServer(),
-        "/v1/embeddings": OpenAiEmbeddingsServer(),
-        "/v1/messages": AnthropicMessagesServer(),
-        "/api/ai/chat-stream": AiSdk4Server(),
-        "/api/chat": AiSdkUiServer(default_model=config.chat.default_model, compat=config.chat.ui_stream_compat),
-        "/api/completion": AiSdkCompletionServer(
-            DataStreamEncoder, default_model=config.chat.default_model, compat=config.chat.ui_stream_compat
-        ),
-    }
 
 
 def _kept_secret(path: Path, prefix: str, *, length: int = 32) -> str:

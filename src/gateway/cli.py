@@ -18,9 +18,10 @@ import msgspec
 import typer
 from pydantic import ValidationError
 
-from gateway import api_reference, audit_cli, config_reference
+from gateway import api_reference, audit_cli, config_reference, models_cli
 from gateway.app import START_UP_ERRORS, Gateway
-from gateway.config import Config, ConfigError, Environment, load
+from gateway.config import Config, ConfigError, Environment
+from gateway.config_file import load
 from gateway.experiments import Row, report
 from gateway.metering.prices import microusd_of
 from gateway.server import serve as run_server
@@ -39,6 +40,7 @@ app.add_typer(credits, name="credits")
 app.add_typer(config_app, name="config")
 app.add_typer(api_app, name="api")
 audit_cli.register(app, credits)
+app.add_typer(models_cli.models, name="models")
 
 _TIMEOUT_S = 10.0
 

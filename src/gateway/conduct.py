@@ -47,6 +47,7 @@ class Conduct:
         "_tier",
         "_tokens_max",
         "found",
+        "is_waived",
     )
 
     def __init__(self, tier: Tier, reservation: Reservation, now: float, downgrade: Callable[[], None]) -> None:
@@ -63,6 +64,8 @@ class Conduct:
         self._has_debt_notice = False
         self._debt_until = 0.0
         self.found = ""
+        # Nobody reads the answer any more: it is read to its end for the bill alone.
+        self.is_waived = False
 
     @property
     def is_needed(self) -> bool:

@@ -1,21 +1,21 @@
 """The configuration: one YAML file and a few environment variables, as frozen values.
 
 Only the composition root (``app.py``, ``wiring.py``) and the command line import this room; everything else is handed
-what it needs. A mistake is told with the line it is on and what would be right. Every key is documented here, and the
-reference in docs is made from it.
+what it needs. Every key is documented here, and the reference in docs is made from it. ``config_file.py`` reads it.
 """
 
-import os
-import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+from gateway.catalogue.cards import Capability, Refusable
+from gateway.config_clouds import AwsConfig as AwsConfig
+from gateway.config_clouds import AzureConfig as AzureConfig
+from gateway.config_clouds import GoogleConfig as GoogleConfig
+from gateway.config_clouds import Section as _Section
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Usd = Annotated[Decimal, Field(ge=0, le=1_000_000)]
@@ -24,10 +24,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says where and why."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 EndpointName = Literal[
@@ -62,12 +58,25 @@ class TimeoutsConfig(_Section):
     total_s: Seconds = Field(1800, description="For a whole answer.")
 
 
+BuiltInType = Literal[
+    "openai", "openai_responses", "anthropic", "gemini", "bedrock", "azure", "vertex", "vertex_anthropic"
+]
+
+
 class ProviderConfig(_Section):
     """A provider. The name decides the defaults where it is a well-known one."""
 
-    type: Literal["openai", "anthropic"] | None = Field(None, description="The wire format it speaks.")
+    type: BuiltInType | Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = Field(
+        None,
+        description="The wire format it speaks: `openai` is Chat Completions; unset, it is that of its name. Another "
+        "name is a type that an installed package brings.",
+    )
+    settings: dict[str, Any] = Field({}, description="For a type that an installed package brings: whatever it takes.")
     base_url: str | None = Field(None, description="Its address, with `/v1` where it has one.", pattern=r"^https?://")
     api_key: str | None = Field(None, description="Its key, as `${ENV_NAME}`.")
+    aws: AwsConfig = Field(AwsConfig(), description="For `type: bedrock`.")
+    azure: AzureConfig = Field(AzureConfig(), description="For `type: azure`.")
+    google: GoogleConfig = Field(GoogleConfig(), description="For `type: vertex` and `type: vertex_anthropic`.")
     models: tuple[str, ...] = Field((), description="Models to list in `/v1/models`; others work too.")
     price: PriceConfig | None = Field(None, description="The price of every model of this provider.")
     price_book: str | None = Field(None, description="The provider's name in the price book, where it differs.")
@@ -90,18 +99,34 @@ class ProviderConfig(_Section):
 
 
 class CapacityConfig(_Section):
-    """What every account together may ask of one model."""
+    """What all accounts together may ask of a model or of a target."""
 
     requests_per_minute: int | None = Field(None, ge=1, description="Requests per minute.")
     tokens_per_minute: int | None = Field(None, ge=1, description="Tokens per minute.")
     streams: int | None = Field(None, ge=1, description="Requests that run at once.")
 
 
+class TargetConfig(_Section):
+    """One of an alias's targets; a bare `provider/model` is one of weight 1."""
+
+    model: str = Field(description="`provider/model`.")
+    weight: float = Field(1, ge=0, le=1000, description="Its share of requests; 0 for when all others fail.")
+    capacity: CapacityConfig | None = Field(
+        None, description="What all gateways together may ask of it, under this and any other name."
+    )
+
+
 class ModelConfig(_Section):
     """A model's own name, what stands behind it, and what it costs."""
 
-    targets: tuple[str, ...] = Field(
-        (), description="`provider/model`, tried in order. Left out for a name that is `provider/model` itself."
+    targets: tuple[TargetConfig, ...] = Field(
+        (), description="`provider/model`, one or several. Left out for a name that is `provider/model` itself."
+    )
+    strategy: Literal["priority", "weighted", "least_in_flight", "lowest_latency", "cheapest"] = Field(
+        "priority", description="Which target is asked first; `priority` is the order of the list."
+    )
+    sticky: Literal["account", "chat"] | None = Field(
+        None, description="Whose requests all go to one target while it is well, for its prompt cache."
     )
     price: PriceConfig | None = Field(None, description="Overrides the price of its targets.")
     output_tokens_max: int | None = Field(
@@ -111,7 +136,35 @@ class ModelConfig(_Section):
     tokenizer: Literal["o200k", "cl100k", "bytes"] | None = Field(
         None, description="How its tokens are counted; guessed from its name where unset."
     )
+    context_tokens: int | None = Field(
+        None, ge=1, le=1_000_000_000, description="The longest prompt it takes, by the gateway's count."
+    )
+    capabilities: tuple[Capability, ...] | None = Field(
+        None,
+        description="All it can do: `tools`, `images`, `documents`, `audio`, `reasoning`, `json_schema`. Requests that "
+        "need another one are refused, or go to another target; unset, what the catalogue knows.",
+    )
+    refuses: tuple[Refusable, ...] | None = Field(
+        None, description="Parameters it is sent without, such as `temperature`; unset, what the catalogue knows."
+    )
     capacity: CapacityConfig | None = Field(None, description="What all accounts together may ask of it.")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _bare_names(cls, targets: object) -> object:
+        if not isinstance(targets, list | tuple):
+            return targets
+        return [{"model": target} if isinstance(target, str) else target for target in targets]
+
+
+class RoutingConfig(_Section):
+    """When a target is asked again, and when it is left alone for a while in favour of others."""
+
+    retries: int = Field(1, ge=0, le=5, description="How often all targets are asked once more, after a pause.")
+    retry_share: float = Field(0.2, ge=0, le=1, description="At most this share of a target's requests is repeated.")
+    failures_in_a_row: int = Field(5, ge=1, le=1000, description="So many, and it is left alone.")
+    failures_share: Share = Field(0.5, description="Or this share of the last half minute's requests, of ten or more.")
+    rest_s: Seconds = Field(5, description="For how long; doubled while it goes on to fail, up to two minutes.")
 
 
 class RequestsConfig(_Section):
@@ -296,6 +349,21 @@ class ChatConfig(_Section):
     ui_stream_compat: Literal["5-strict", "5", "6", "7"] = Field(
         "5-strict", description="What the stream may hold: `5-strict` is what AI SDK 5.0.0 already takes."
     )
+    resumable: bool = Field(
+        False,
+        description="Whether an answer goes on when its page goes away, to be read on from any gateway; "
+        "a request says otherwise with `x-gateway-resumable`.",
+    )
+
+
+class ResumeConfig(_Section):
+    """Answers that outlive their client's connection, and the log in Redis from which they are read again."""
+
+    orphan_s: Seconds = Field(60, description="How long an answer goes on that nobody reads.")
+    kept_s: Seconds = Field(300, description="How long an answer that ended unread can still be read.")
+    bytes_max: int = Field(
+        4_194_304, ge=1024, description="The most that is kept of one answer; a longer one cannot be resumed."
+    )
 
 
 class RedisConfig(_Section):
@@ -304,6 +372,30 @@ class RedisConfig(_Section):
     durability: Literal["aof", "none"] = Field(
         "aof", description="`none` accepts a Redis that keeps no append-only file: a restart of it loses balances."
     )
+
+
+class ResponsesConfig(_Section):
+    """Responses that can be asked for and gone on from later (`store`, `previous_response_id`)."""
+
+    store: bool = Field(True, description="`false` stores none, whatever a client asks for.")
+    ttl_s: float = Field(
+        259_200, ge=1, le=31_536_000, description="How long one is kept after it was last gone on from, in seconds."
+    )
+    response_bytes_max: int = Field(
+        4 * 1024 * 1024, ge=1024, description="The most that is kept of one: its own input and its answer, as JSON."
+    )
+    conversation_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=1024, description="The most that one request may go on from."
+    )
+    account_bytes_max: int = Field(
+        64 * 1024 * 1024, ge=1024, description="The most that is kept of one account; beyond it, its oldest go."
+    )
+
+
+class ReloadConfig(_Section):
+    """How a change of this file is noticed, beside SIGHUP and `POST /admin/v1/config/reload`."""
+
+    watch: bool = Field(True, description="Whether the file is looked at every second.")
 
 
 class LogConfig(_Section):
@@ -319,8 +411,16 @@ class Config(_Section):
         {}, description="Providers beside the well-known ones whose key is in the environment."
     )
     models: dict[Annotated[str, Field(pattern=r"^[!-~]{1,256}$")], ModelConfig] = Field(
-        {}, description="Names of your own for models, and prices."
+        {},
+        description="Names of your own for models, and what is to be said of models: `provider/model`, or "
+        "`provider/*` for what their own names leave unsaid.",
     )
+    catalogue: Path | None = Field(
+        None,
+        description="A file of model cards that `gateway models refresh` writes; unset, `models.json` in the data "
+        "directory, if it is there.",
+    )
+    routing: RoutingConfig = Field(RoutingConfig(), description="Further tries, and targets that fail.")
     tiers: dict[str, TierConfig] = Field({}, description="Named sets of limits; `default` is everybody else's.")
     unpriced: Literal["refuse", "free"] = Field("refuse", description="What happens to a model without a price.")
     jwt: JwtConfig | None = Field(None, description="Accept an issuer's tokens beside API keys.")
@@ -338,8 +438,11 @@ class Config(_Section):
     )
     holds: HoldConfig = Field(HoldConfig(), description="How credit is held.")
     chat: ChatConfig = Field(ChatConfig(), description="The AI SDK's routes.")
+    resume: ResumeConfig = Field(ResumeConfig(), description="Answers that outlive their client's connection.")
+    responses: ResponsesConfig = Field(ResponsesConfig(), description="Stored responses.")
     redis: RedisConfig = Field(RedisConfig(), description="What is expected of Redis.")
     server: ServerConfig = Field(ServerConfig(), description="The HTTP side.")
+    reload: ReloadConfig = Field(ReloadConfig(), description="How a change of this file is noticed.")
     log: LogConfig = Field(LogConfig(), description="Logging.")
 
 
@@ -358,127 +461,3 @@ class Environment(BaseSettings):
     )
     data_dir: Path = Field(Path(".gateway"), description="Journal, generated keys, and the embedded Redis's data.")
     admin_key: str | None = Field(None, description="The admin API's key; unset, one is made and kept in `data_dir`.")
-
-
-def load(environment: Environment) -> Config:
-    """The configuration of this environment; raises ``ConfigError``."""
-    path = environment.config
-    if path is None:
-        path = Path("gateway.yaml")
-        if not path.exists():
-            return Config()
-    try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-
-
-def parse(text: str, name: str = "gateway.yaml") -> Config:
-    """A configuration from YAML text; raises ``ConfigError`` with the line of every mistake."""
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else 0
-        raise ConfigError(f"{name}:{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not a text file: {error}") from None
-    except ValueError as error:  # a date that does not exist
-        raise ConfigError(f"{name}: {error}") from None
-    if problems := [f"{name}:{line}: {text}" for line, text in _text_problems(tree)]:
-        raise ConfigError("\n".join(problems))
-    try:
-        config = Config.model_validate(_substitute(values))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_problem(name, tree, problem) for problem in error.errors())) from None
-    if problems := [f"{name}:{_line(tree, where)}: {text}" for where, text in _alias_problems(config)]:
-        raise ConfigError("\n".join(problems))
-    return config
-
-
-def _text_problems(node: yaml.Node | None, above: tuple[yaml.Node, ...] = ()) -> list[tuple[int, str]]:
-    """What YAML allows and we do not, with its line: a variable that is not set, a key twice, a section in itself."""
-    if node is None:
-        return []
-    line = node.start_mark.line + 1
-    if node in above:
-        return [(line, "this section contains itself")]
-    if isinstance(node, yaml.ScalarNode):
-        names = _VARIABLE.findall(node.value)
-        return [(line, f"the environment has no {name}") for name in names if name not in os.environ]
-    problems: list[tuple[int, str]] = []
-    inner = node.value
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        twice = [key for number, (key, _) in enumerate(node.value) if key.value in keys[:number]]
-        problems = [(key.start_mark.line + 1, f"the key {key.value} is here twice") for key in twice]
-        inner = [value for _, value in node.value]
-    return problems + [found for child in inner for found in _text_problems(child, (*above, node))]
-
-
-def _substitute(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _substitute(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_substitute(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
-
-
-def _alias_problems(config: Config) -> list[tuple[list[Any], str]]:
-    """What is wrong with models, and where; checked here since pydantic would not tell the line."""
-    problems: list[tuple[list[Any], str]] = []
-    for name, model in config.models.items():
-        if not model.targets and "/" not in name:
-            problems.append((["models", name], f"models.{name} needs targets, e.g. targets: [openai/gpt-4o-mini]"))
-        for number, target in enumerate(model.targets):
-            if "/" not in target:
-                where = ["models", name, "targets", number]
-                problems.append((where, f"models.{name}: the target {target!r} must be written provider/model"))
-    return problems
-
-
-def _problem(name: str, tree: yaml.Node | None, problem: Any) -> str:
-    where = [part for part in problem["loc"] if part != "[key]"]
-    line = _line(tree, where)
-    path = ".".join(map(str, where))
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = f"there is no such key here{_nearest(where)}"
-    return f"{name}:{line}: {path + ': ' if path else ''}{message}"
-
-
-def _line(node: yaml.Node | None, where: list[Any]) -> int:
-    if node is None:
-        return 1
-    line = node.start_mark.line + 1
-    for part in where:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
-                return line
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
-
-
-def _nearest(where: list[Any]) -> str:
-    annotation: Any = Config
-    for part in where[:-1]:
-        if get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
-        else:
-            field = _section(annotation).model_fields.get(part)
-            annotation = field.annotation if field is not None else None
-    return f"; there are {', '.join(_section(annotation).model_fields)}"
-
-
-def _section(annotation: Any) -> type[BaseModel]:
-    """The section an annotation stands for, ``X | None`` included; an empty one where it stands for none."""
-    candidates = (annotation, *get_args(annotation))
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), _Section)

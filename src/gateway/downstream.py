@@ -43,6 +43,17 @@ class Downstream:
         """Send these with the answer too; before its first byte."""
         self._extra = (*self._extra, *headers)
 
+    def admitted(self, stream_id: str) -> None:
+        """The exchange may run, and this is what it is called."""
+
+    def outlives_client(self) -> bool:
+        """The client left or takes nothing: whether the answer goes on all the same, for whoever comes back."""
+        return False
+
+    def is_orphan(self, now: float) -> bool:
+        """Whether the answer goes on and nobody has read it for too long; ``now`` is monotonic."""
+        return False
+
     def detach(self) -> None:
         """The client has gone, and the answer is read to its end nevertheless: nothing is sent any more."""
         self.is_finished = True
@@ -52,6 +63,10 @@ class Downstream:
         async with self._lock:
             if not self.is_finished:
                 await self._body(200, headers, payload, more=True)
+
+    async def beat(self, payload: bytes, headers: Headers) -> None:
+        """Send something that only keeps the connection alive."""
+        await self.write(payload, headers)
 
     async def finish(self, payload: bytes, headers: Headers) -> None:
         """Send the last bytes; a response that was nothing else gets a length."""

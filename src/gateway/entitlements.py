@@ -59,6 +59,16 @@ class Entitlements:
         self._trust = trust
         self._last_known: dict[str, Standing] = {}
 
+    def under(
+        self, tiers: Mapping[str, Tier], variants: Mapping[str, Tier], experiments: Experiments
+    ) -> "Entitlements":
+        """The same accounts under other tiers."""
+        other = Entitlements(
+            tiers, variants, self._accounts, experiments=experiments, gauges=self._gauges, trust=self._trust
+        )
+        other._last_known = self._last_known
+        return other
+
     async def of(self, caller: Caller, model: str) -> Entitlement:
         """The caller's entitlement; raises ``PermissionDenied`` where it may not use the model at all.
 

@@ -12,6 +12,7 @@ import msgspec
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import ErrorCode, LimitExceeded, RequestError
 from gateway.canonical.request import Request
+from gateway.catalogue.fitting import check_length, fitted, words_of
 from gateway.conduct import tokens_cut
 from gateway.endings import cut_for
 from gateway.entitlements import Entitlement, Entitlements, check_features
@@ -21,10 +22,11 @@ from gateway.limits.refusals import label_of
 from gateway.limits.reservation import Reservation, Shortfall
 from gateway.limits.scripts import HoldRange, Posting
 from gateway.limits.tiers import Limits, Party, Rulebook, Tier, with_prompt_limit
+from gateway.losses import keeping, serving, those
 from gateway.metering.flow import prompt_digest
 from gateway.metering.meter import Meter
 from gateway.metering.quote import Quote, Wanted, bound, cost_max, longest, quote
-from gateway.metering.tokens import TokenCounter, count_images, count_input, marks_cache
+from gateway.metering.tokens import TokenCounter, count_bytes, count_images, count_input, marks_cache
 from gateway.protocols.wire import Allowance, Cut, Notice
 from gateway.router import Router, Target
 
@@ -36,7 +38,10 @@ _EMBEDDED_TOKENS_MAX = 300_000
 
 
 class Knock(msgspec.Struct, frozen=True, kw_only=True):
-    """A request at the door. ``facts`` makes the usage record as far as it is known, given the tier's variant."""
+    """A request at the door. ``facts`` makes the usage record as far as it is known, given the tier's variant.
+
+    ``is_strict`` refuses it where no target is asked for all of it.
+    """
 
     request: Request
     caller: Caller
@@ -45,6 +50,7 @@ class Knock(msgspec.Struct, frozen=True, kw_only=True):
     facts: Callable[[str], bytes]
     idempotency_key: str = ""
     digest: str = ""
+    is_strict: bool = False
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +58,8 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
 
     ``bounds`` say for each what it means if the answer ends there; ``None`` where the bound is the client's own.
     ``shadowed`` names limits that would have refused it and only watch; ``notices`` are told before the answer.
-    ``allowances`` are those of the tier; what the reservation took may have more, behind them.
+    ``allowances`` are those of the tier; what the reservation took may have more, behind them. ``tokens`` is what the
+    request is thought to use.
     """
 
     asks: tuple[tuple[Target, Request], ...]
@@ -61,51 +68,68 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     reservation: Reservation
     meter: Meter
     allowances: Allowances
+    tokens: int
     shadowed: tuple[str, ...]
     abuse: str
     standing: list[Allowance]
     notices: tuple[Notice, ...]
 
 
-class Entrance:
-    """Lets requests in, one at a time, or says why not."""
+class Offer(msgspec.Struct, frozen=True):
+    """What one configuration offers: which models, to whom, how much of them. A request is let in under one of them."""
 
-    def __init__(
-        self,
-        router: Router,
-        admission: Admission,
-        entitlements: Entitlements,
-        rulebook: Rulebook,
-        counters: Callable[[str], TokenCounter],
-    ) -> None:
-        self.router = router
-        self.entitlements = entitlements
+    router: Router
+    entitlements: Entitlements
+    rulebook: Rulebook
+
+
+class Entrance:
+    """Lets requests in, one at a time, or says why not. ``offer`` may be replaced; who came before keeps theirs."""
+
+    def __init__(self, offer: Offer, admission: Admission, counters: Callable[[str], TokenCounter]) -> None:
+        self.offer = offer
         self._admission = admission
-        self._rulebook = rulebook
         self._counters = counters
+
+    @property
+    def router(self) -> Router:
+        """The models that are offered to whoever comes."""
+        return self.offer.router
+
+    @property
+    def entitlements(self) -> Entitlements:
+        """What applies to whoever comes."""
+        return self.offer.entitlements
 
     async def admit(self, knock: Knock) -> Admitted:
         """Raises a ``GatewayError`` where the request may not run; then nothing was taken."""
-        request = knock.request
-        entitlement = await self.entitlements.of(knock.caller, request.model)
+        request, offer = knock.request, self.offer
+        entitlement = await offer.entitlements.of(knock.caller, request.model)
         if request.embedding is not None:  # a cheaper model's vectors cannot be compared with this one's
             entitlement = msgspec.structs.replace(entitlement, model=request.model, is_downgraded=False)
         tier = entitlement.tier
         check_features(tier, request, knock.protocol)
         reasons = request.effort is not None or request.thinking is not None or request.bills_unseen
-        targets = self.router.resolve(entitlement.model, reasons=reasons)
+        account, chat_id = knock.caller.account, request.chat_id or ""
+        targets = offer.router.choose(entitlement.model, reasons=reasons, account=account, chat_id=chat_id)
+        targets = _able(knock, targets, offer.router.resolve(entitlement.model, reasons=reasons))
         _check_prices(request, targets)
+        wanted = await _count(request, self._counters(targets[0].tokenizer), tier)
+        targets = await _roomy(request, wanted.input, targets, self._counters(targets[0].tokenizer))
         count = self._counters(targets[0].tokenizer)
-        wanted = await _count(request, count, tier)
         quoted = quote(wanted, [target.terms for target in targets])
-        rated = self._limits(knock, entitlement)
+        rated = _rated(knock, entitlement, offer.rulebook)
         limits = _with_prompt(rated, knock, tier)
         reservation = await self._reserve(knock, tier, limits, quoted)
         try:
             shadowed, abuse = await self._look_at_shadows(reservation, limits.own, tier, knock.caller.account)
             payable = reservation.held if quoted.is_full else reservation.held + reservation.available
-            asks = tuple((target, _bounded(request, wanted, target, tier, payable)) for target in targets)
-            bounds = tuple(_bound_by(request, wanted, target, tier, asked) for target, asked in asks)
+            fits = [(target, fitted(request, target.card)) for target in targets]
+            asks = tuple((target, _bounded(fit, wanted, target, tier, payable)) for target, fit in fits)
+            bounds = tuple(
+                _bound_by(fit, wanted, target, tier, asked)
+                for (target, fit), (_, asked) in zip(fits, asks, strict=True)
+            )
             costs = [cost_max(wanted, target.terms, asked.output_tokens_max) for target, asked in asks]
             reservation.cost_max = None if None in costs else max(cost for cost in costs if cost is not None)
             return Admitted(
@@ -115,6 +139,7 @@ class Entrance:
                 reservation=reservation,
                 meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
                 allowances=rated.own,
+                tokens=quoted.tokens,
                 shadowed=shadowed,
                 abuse=abuse,
                 standing=_standing(rated.own, reservation),
@@ -127,12 +152,6 @@ class Entrance:
     def meter_for(self, target: Target, meter: Meter) -> Meter:
         """A meter for another target of the same request, after the first did not answer."""
         return Meter(target.terms.price, self._counters(target.tokenizer), meter.input, meter.images)
-
-    def _limits(self, knock: Knock, entitlement: Entitlement) -> Limits:
-        caller, request, tier = knock.caller, knock.request, entitlement.tier
-        user = (caller.subject if caller.method == "jwt" else request.user) or ""
-        party = Party(caller.account, caller.subject, user, request.model)
-        return self._rulebook.limits(tier, party, entitlement.permille)
 
     async def _reserve(self, knock: Knock, tier: Tier, limits: Limits, quoted: Quote) -> Reservation:
         ask = Ask(
@@ -178,6 +197,13 @@ class Entrance:
         return names, "identical_prompts"
 
 
+def _rated(knock: Knock, entitlement: Entitlement, rulebook: Rulebook) -> Limits:
+    caller, request = knock.caller, knock.request
+    user = (caller.subject if caller.method == "jwt" else request.user) or ""
+    party = Party(caller.account, caller.subject, user, request.model)
+    return rulebook.limits(entitlement.tier, party, entitlement.permille)
+
+
 def _standing(allowances: Allowances, reservation: Reservation) -> list[Allowance]:
     """How the tightest limits on requests and on tokens stand."""
     return [
@@ -211,6 +237,30 @@ def _with_prompt(limits: Limits, knock: Knock, tier: Tier) -> Limits:
         is_shadow=flow.identical_action != "cut",
     )
     return Limits(own, limits.shared)
+
+
+def _able(knock: Knock, chosen: tuple[Target, ...], every: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Those of the chosen targets that can serve the request, else of all; raises what the first one lacks."""
+    try:
+        able = serving(knock.request, chosen)
+        return keeping(knock.request, able) if knock.is_strict else able
+    except RequestError:
+        if len(every) <= len(chosen):
+            raise
+    able = serving(knock.request, every)
+    return (keeping(knock.request, able) if knock.is_strict else able)[: len(chosen)]
+
+
+async def _roomy(request: Request, tokens: int, targets: tuple[Target, ...], count: TokenCounter) -> tuple[Target, ...]:
+    """Those of the targets that the prompt can fit into; raises ``RequestError`` where there is none.
+
+    Counted in bytes it is never known to be too long.
+    """
+    windows = [target.prompt_tokens_max for target in targets if target.prompt_tokens_max is not None]
+    if request.embedding is not None or not windows or tokens <= min(windows) or count is count_bytes:
+        return targets
+    words = await count_input(words_of(request), count)
+    return those(targets, lambda target: check_length(request, words, target.prompt_tokens_max))
 
 
 def _check_prices(request: Request, targets: tuple[Target, ...]) -> None:
@@ -248,7 +298,9 @@ async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
 def _bounded(request: Request, wanted: Wanted, target: Target, tier: Tier, payable: int) -> Request:
     """The request with its bound on output lowered to what can be paid and is allowed, where that is less."""
     tokens = bound(wanted, target.terms, payable, tier.tokens_per_request)
-    return request if tokens is None else msgspec.structs.replace(request, output_tokens_max=tokens)
+    if tokens is None or (request.output_tokens_max is not None and request.output_tokens_max <= tokens):
+        return request
+    return msgspec.structs.replace(request, output_tokens_max=tokens)
 
 
 def _bound_by(request: Request, wanted: Wanted, target: Target, tier: Tier, asked: Request) -> Cut | None:

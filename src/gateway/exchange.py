@@ -20,13 +20,14 @@ from gateway.canonical.errors import (
     ErrorCode,
     GatewayError,
     LimitExceeded,
+    ProviderError,
     ProviderTimeout,
     ServiceUnavailable,
     StreamTruncated,
 )
-from gateway.canonical.events import Batch, Frame
+from gateway.canonical.events import Batch
 from gateway.canonical.request import Request
-from gateway.conduct import Conduct, budget_notice
+from gateway.conduct import Conduct
 from gateway.downstream import Downstream
 from gateway.endings import (
     CLIENT_LEFT,
@@ -38,7 +39,6 @@ from gateway.endings import (
     Ending,
     Outcome,
     broke_error,
-    cut_for,
     cut_off,
     failed,
 )
@@ -47,17 +47,19 @@ from gateway.guard import Guard
 from gateway.ledger import UsageRecord
 from gateway.limits.revocations import STREAM_PREFIX
 from gateway.limits.scripts import Posting
+from gateway.losses import warning_headers
 from gateway.metering.meter import Bill
-from gateway.protocols.wire import Allowance, Cut, Encoder, ServerRole, StreamMeta
+from gateway.opening import Calls, Upstream, open_first
+from gateway.protocols.wire import Allowance, Encoder, ServerRole, StreamMeta
 from gateway.providers.provider import Hangup
-from gateway.router import Calls, Target, Upstream
+from gateway.router import Target
 from gateway.services import Services, Wishes
+from gateway.turnstile import Turnstile
 
 _log = structlog.get_logger()
 _Receive = Callable[[], Awaitable[Any]]
 
 _LAST_WORDS_S = 5.0
-_FIRST_BUDGET_MARK = 800
 
 
 class Exchange:
@@ -80,16 +82,15 @@ class Exchange:
         self._wishes = wishes
         self._started_at = time.monotonic()
         self._first_event_at = 0.0
-        self._last_batch_at = 0.0
         self._guard = Guard()
         self._calls = Calls()
         self._scope = CancelScope()
         self._interruption: Ending | None = None
         self._upstream: Upstream | None = None
         self._encoder: Encoder | None = None
-        self._tell_budget_at = _FIRST_BUDGET_MARK
         self._left_with: Bill | None = None
         self._is_whole = False
+        self._has_warned = False
         self._variant = ""
         self._left_at = 0.0
 
@@ -124,7 +125,7 @@ class Exchange:
             try:
                 self._settle(ending)
             finally:
-                await self._close_upstream()
+                await self._close_upstream(ending)
 
     # Admission.
 
@@ -139,6 +140,7 @@ class Exchange:
                 facts=self._first_facts,
                 idempotency_key=wishes.idempotency_key,
                 digest=wishes.digest,
+                is_strict=wishes.is_strict,
             )
         )
 
@@ -153,9 +155,10 @@ class Exchange:
         self._reservation = admitted.reservation
         self._meter = admitted.meter
         self._conduct = Conduct(admitted.tier, admitted.reservation, self._started_at, self._downgrade)
-        self._has_rules = self._conduct.is_needed
-        stream_id = (b"x-gateway-stream-id", admitted.reservation.stream.sid.encode())
-        self._downstream.add_headers((stream_id, *self._protocol.rate_headers(admitted.standing)))
+        stream_id = admitted.reservation.stream.sid
+        rate_headers = self._protocol.rate_headers(admitted.standing)
+        self._downstream.add_headers(((b"x-gateway-stream-id", stream_id.encode()), *rate_headers))
+        self._downstream.admitted(stream_id)
 
     def _downgrade(self) -> None:
         entitlements, account = self._services.entrance.entitlements, self._caller.account
@@ -195,12 +198,14 @@ class Exchange:
         """From the first event to the last; returns how it ended, with everything said but an error."""
         upstream = await self._open()
         encoder = self._encoder_for(upstream.target)
-        downstream, reservation = self._downstream, self._reservation
+        downstream, reservation, turnstile = self._downstream, self._reservation, self._turnstile
         batch: Batch | None = upstream.first
         greeting = b"".join([encoder.notice(notice) for notice in self._admitted.notices])
         while batch is not None:
-            self._last_batch_at = self._services.live.now
-            payload, ending = await self._pay_and_encode(batch, encoder)
+            turnstile.awake_at = self._services.live.now
+            frames, failure = self._guard.check(batch.frames)
+            ending = None if failure is None else failed(failure)
+            payload, ending = await turnstile.let_through(frames, encoder, ending)
             if greeting:
                 payload, greeting = greeting + payload, b""
             if ending is None and batch.is_last:
@@ -210,7 +215,7 @@ class Exchange:
             if ending is None:
                 if payload:
                     await downstream.write(payload, encoder.headers)
-                    self._last_batch_at = self._services.live.now
+                    turnstile.awake_at = self._services.live.now
                 reservation.keep_ahead()
                 batch = await anext(upstream.batches, None)
             elif ending.error is None:
@@ -232,16 +237,26 @@ class Exchange:
 
     async def _open(self) -> Upstream:
         admitted = self._admitted
-        upstream = await self._services.entrance.router.open(admitted.asks, self._calls)
-        self._upstream = upstream
+        rules = self._services.entrance.router.deployments.rules.retries
+        gate = self._services.capacity.gate(self._reservation, admitted.tokens)
+        upstream = await open_first(admitted.asks, self._calls, rules, gate)
         self._first_event_at = time.monotonic()
         self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
-        self._last_batch_at = self._services.live.now
         number = [target for target, _ in admitted.asks].index(upstream.target)
+        self._warn(upstream.target)
         self._guard.bound_by, self._guard.provider = admitted.bounds[number], upstream.target.provider.name
         if number:
             self._meter = self._services.entrance.meter_for(upstream.target, self._meter)
+        self._turnstile = Turnstile(admitted, self._meter, self._conduct, self._downstream, self._services.live)
+        self._upstream = upstream
         return upstream
+
+    def _warn(self, target: Target) -> None:
+        """Before the first byte: say what this target is not asked for as the client did."""
+        if not self._has_warned:
+            self._has_warned = True
+            asked = next(asked for own, asked in self._admitted.asks if own is target)
+            self._downstream.add_headers(warning_headers(self._request, target, asked))
 
     def _encoder_for(self, target: Target | None) -> Encoder:
         if self._encoder is None:
@@ -253,91 +268,23 @@ class Exchange:
             self._request_id,
             int(time.time()),
             wire,
+            stream_id=self._reservation.stream.sid,
             wants_notices=self._wishes.notices,
             input_tokens=self._meter.input,
             cost_microusd=lambda: self._meter.bill(complete=self._is_whole).cost_microusd,
         )
         return self._protocol.encoder(self._request, meta)
 
-    async def _pay_and_encode(self, batch: Batch, encoder: Encoder) -> tuple[bytes, Ending | None]:
-        """What of a batch may be sent, and the ending where it holds one. No frame passes that is not paid for."""
-        frames, failure = self._guard.check(batch.frames)
-        ending = None if failure is None else failed(failure)
-        if self._has_rules:
-            return await self._pay_one_by_one(frames, encoder, ending)
-        meter, reservation = self._meter, self._reservation
-        tokens = sum([meter.weigh(frame) for frame in frames])
-        cost = meter.cost_with(tokens)
-        if not reservation.covers(cost):
-            return await self._pay_one_by_one(frames, encoder, ending)
-        reservation.use(cost)
-        meter.forwarded(tokens)
-        reservation.tokens = meter.input + meter.output
-        payload = b"".join([encoder.encode(frame) for frame in frames])
-        if reservation.used_permille >= self._tell_budget_at:
-            payload = self._tell_budget(encoder) + payload
-        return payload, ending
-
-    async def _pay_one_by_one(
-        self, frames: list[Frame], encoder: Encoder, ending: Ending | None
-    ) -> tuple[bytes, Ending | None]:
-        """The frames of a batch of which not all may pass: each waits for its hold and for the tier's rules."""
-        meter, reservation = self._meter, self._reservation
-        out: list[bytes] = []
-        for frame in frames:
-            tokens = meter.weigh(frame)
-            cost = meter.cost_with(tokens)
-            if not reservation.covers(cost):
-                await self._flush(out, encoder)
-                shortfall = await reservation.cover(cost)
-                if shortfall is not None:
-                    cut, cut_ending = cut_for(shortfall)
-                    return encoder.cut(cut, meter.counted), cut_ending
-            reservation.use(cost)
-            meter.forwarded(tokens)
-            reservation.tokens = meter.input + meter.output
-            if reservation.used_permille >= self._tell_budget_at:
-                out.append(self._tell_budget(encoder))
-            out.append(encoder.encode(frame))
-            rule = await self._follow_rules(frame, tokens, out, encoder) if self._has_rules else None
-            if rule is not None:
-                return b"".join(out) + encoder.cut(rule, meter.counted), cut_off(rule)
-        return b"".join(out), ending
-
-    async def _flush(self, out: list[bytes], encoder: Encoder) -> None:
-        if sendable := b"".join(out):
-            await self._downstream.write(sendable, encoder.headers)
-        out.clear()
-
-    async def _follow_rules(self, frame: Frame, tokens: int, out: list[bytes], encoder: Encoder) -> Cut | None:
-        """The tier's rules for running streams: notices, slower, or the end, of which the reason is returned."""
-        if self._left_at:
-            return None
-        conduct = self._conduct
-        verdict = conduct.judge((frame,), tokens, self._meter.tokens, time.monotonic())
-        out += [encoder.notice(notice) for notice in verdict.notices]
-        if verdict.cut is not None:
-            return verdict.cut
-        pause_s = conduct.pause_s(time.monotonic())
-        if pause_s > 0:
-            await self._flush(out, encoder)
-        while pause_s > 0:
-            await asyncio.sleep(pause_s)
-            self._last_batch_at = self._services.live.now
-            pause_s = conduct.pause_s(time.monotonic())
-        return None
-
-    def _tell_budget(self, encoder: Encoder) -> bytes:
-        index, permille = self._reservation.used_index, self._reservation.used_permille
-        limit = self._admitted.allowances.at(index).name if index else ""
-        notice, self._tell_budget_at = budget_notice(permille, limit)
-        return encoder.notice(notice)
-
     # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
 
     async def _watch(self, receive: _Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        if not self._downstream.outlives_client():
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody reads the answer any more."""
         if not self._read_on():
             self._interrupt(CLIENT_LEFT)
 
@@ -349,6 +296,7 @@ class Exchange:
         self._left_at = time.monotonic()
         self._left_with = self._meter.bill(complete=False)
         self._calls.is_abandoned = True
+        self._conduct.is_waived = True
         self._downstream.detach()
         return True
 
@@ -357,9 +305,11 @@ class Exchange:
         downstream, patience = self._downstream, self._services.patience
         self._reservation.beat(now)
         if downstream.sending_since is not None:
-            if now - downstream.sending_since > patience.send_s:
+            if now - downstream.sending_since > patience.send_s and not downstream.outlives_client():
                 self._interrupt(CLIENT_STALLED)
             return
+        if downstream.is_orphan(now):
+            self._give_up()
         quiet_s = now - downstream.last_write_at
         if quiet_s >= (patience.heartbeat_s if downstream.is_started else patience.commit_s):
             self._beat()
@@ -371,7 +321,8 @@ class Exchange:
         if upstream is None:
             return
         provider = upstream.target.provider
-        if now - self._last_batch_at > provider.timeouts.idle_s or now - self._started_at > provider.timeouts.total_s:
+        timeouts = provider.timeouts
+        if now - self._turnstile.awake_at > timeouts.idle_s or now - self._started_at > timeouts.total_s:
             self._interrupt(failed(ProviderTimeout("The provider stopped sending.", provider=provider.name)))
 
     def _beat(self) -> None:
@@ -379,7 +330,9 @@ class Exchange:
             return
         encoder = self._encoder or self._new_encoder(None)  # not kept: nobody knows yet in which format it will answer
         if encoder.heartbeat:
-            self._services.tasks.start(self._downstream.write(encoder.heartbeat, encoder.headers), "heartbeat")
+            if self._calls.current is not None:
+                self._warn(self._calls.current)  # the status line goes out ahead of the answer
+            self._services.tasks.start(self._downstream.beat(encoder.heartbeat, encoder.headers), "heartbeat")
 
     def drain(self) -> None:
         """The process stops and the grace is over."""
@@ -435,13 +388,15 @@ class Exchange:
         with move_on_after(_LAST_WORDS_S):
             await asyncio.wait([self._watching])
 
-    async def _close_upstream(self) -> None:
+    async def _close_upstream(self, ending: Ending) -> None:
         """Hang up; after a whole answer the provider may take the connection back first, to be used again."""
         if self._upstream is None:
             return
         if self._is_whole:
             await anext(self._upstream.batches, None)
-        await self._upstream.batches.aclose()
+        elif isinstance(ending.error, ProviderError):
+            self._upstream.broke(ending.error)
+        await self._upstream.aclose()
 
     def _settle(self, ending: Ending) -> None:
         """Post what the exchange cost. Awaits nothing, since the frame may be dying."""
@@ -467,6 +422,7 @@ class Exchange:
             first_token_ms=round((first_event_s or 0) * 1000, 1),
             duration_ms=int((time.monotonic() - self._started_at) * 1000),
             attempts=len(self._calls.failed) + (self._calls.current is not None),
+            failed=tuple(self._calls.failed),
             variant=admitted.tier.variant,
             abuse=admitted.abuse or self._conduct.found,
             shadowed=admitted.shadowed,

@@ -4,6 +4,7 @@ A record travels inside the settlement's ledger row, so a charge and its record 
 stream of rows per account is the journal of its money; this room reads it back.
 """
 
+import asyncio
 import heapq
 from typing import Any
 
@@ -16,12 +17,23 @@ _MOVED_BY_USE = frozenset((b"post", b"reap", b"trueup"))
 _SCAN_PAGE = 500
 
 
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A call to a provider that failed before anything was shown; ms, ``after_ms`` from the exchange's first call."""
+
+    target: str
+    code: str
+    status: int | None
+    after_ms: int = 0
+    took_ms: int = 0
+
+
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One exchange. Tokens as the bill has them, amounts in µ$, times in ms.
 
     ``outcome`` is complete, truncated, cancelled, cut or failed, with the ``reason`` where it has one. ``estimated``
     says that tokens are our own count. ``counted_output`` is what was forwarded by our count and ``reported_output``
     what the provider said, whoever was believed. ``held`` is the last hold; the row has what was charged and absorbed.
+    ``attempts`` counts the calls to providers, ``failed`` has those of them that came to nothing.
     ``variant`` names the arm of an experiment, ``abuse`` what was found in the stream, ``shadowed`` the limits in
     shadow mode that would have refused it.
     """
@@ -47,6 +59,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     first_token_ms: float = 0
     duration_ms: int = 0
     attempts: int = 1
+    failed: tuple[Attempt, ...] = ()
     variant: str = ""
     abuse: str = ""
     shadowed: tuple[str, ...] = ()
@@ -108,12 +121,20 @@ class Ledger:
 
 
 class StreamState(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream as Redis knows it: ``state`` is open, reaped or done; amounts in µ$."""
+    """One stream as Redis knows it: ``state`` is open, reaped or done; amounts in µ$, Unix time in ms.
 
+    ``subject`` owns it: whose credential asked for it.
+    """
+
+    id: str
     state: str
     outcome: str
     charged: int
     held: int
+    started_ms: int
+    subject: str
+    model: str
+    protocol: str
 
 
 class Streams:
@@ -124,14 +145,42 @@ class Streams:
 
     async def get(self, account: str, sid: str) -> StreamState | None:
         """A stream of the account; ``None`` where it has none of this id, or had it too long ago."""
-        state, outcome, charged, held = await self._redis.call(
-            "HMGET", keys.record(account, sid), "st", "out", "c", "h"
-        )
-        if state is None:
-            return None
-        return StreamState(
-            state=state.decode(), outcome=(outcome or b"").decode(), charged=int(charged or 0), held=int(held or 0)
-        )
+        return _stream_state(sid, await self._redis.call("HMGET", keys.record(account, sid), *_STREAM_FIELDS))
+
+    async def running(self, account: str, *, count: int) -> list[StreamState]:
+        """The account's open streams on all gateways, ``count`` of them at most."""
+        sids = [sid.decode() for sid in await self._redis.call("ZRANGE", keys.leases(account), 0, count - 1)]
+        states = await asyncio.gather(*[self.get(account, sid) for sid in sids])
+        return [state for state in states if state is not None and state.state == "open"]
+
+
+_STREAM_FIELDS = ("st", "out", "c", "h", "t0", "m")
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What is read of a record's facts."""
+
+    subject: str = ""
+    model: str = ""
+    protocol: str = ""
+
+
+def _stream_state(sid: str, values: list[bytes | None]) -> StreamState | None:
+    state, outcome, charged, held, started, facts = values
+    if state is None:
+        return None
+    known = msgspec.json.decode(facts or b"{}", type=_Facts)
+    return StreamState(
+        id=sid,
+        state=state.decode(),
+        outcome=(outcome or b"").decode(),
+        charged=int(charged or 0),
+        held=int(held or 0),
+        started_ms=int(started or 0),
+        subject=known.subject,
+        model=known.model,
+        protocol=known.protocol,
+    )
 
 
 def _order(row: Row) -> tuple[int, int, str]:

@@ -18,6 +18,7 @@ TICK_S = 0.25
 # With more running than this, answers nobody waits for are not read on.
 _RUNNING_WITH_DRAINS_MAX = 2_000
 _REVOKED_MAX = 100
+_GONE_LOOK_S = 1.0
 
 
 class Running(Protocol):
@@ -41,10 +42,10 @@ class LiveExchanges:
 
     def __init__(self) -> None:
         self._running: set[Running] = set()
-        self._arriving = 0
+        self._arriving: set[object] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._is_over = False
+        self.is_over = False
         # For those that are being admitted while somebody revokes them.
         self._revoked: deque[tuple[str, float]] = deque(maxlen=_REVOKED_MAX)
         self.is_draining = False
@@ -56,13 +57,20 @@ class LiveExchanges:
     @contextmanager
     def arriving(self) -> Iterator[None]:
         """A request is being read or runs; a drain waits for it too."""
-        self._arriving += 1
+        here = object()
+        self._arriving.add(here)
         self._empty.clear()
         try:
             yield
         finally:
-            self._arriving -= 1
+            self._arriving.discard(here)
             self._look()
+
+    async def outlast_those_here(self) -> None:
+        """Wait until every request that is here by now has gone; those that come meanwhile do not count."""
+        here = frozenset(self._arriving)
+        while here & self._arriving:
+            await asyncio.sleep(_GONE_LOOK_S)
 
     def add(self, exchange: Running, *, since: float | None = None) -> None:
         """An exchange begins; one that comes after the end of a drain's grace is ended at once.
@@ -75,7 +83,7 @@ class LiveExchanges:
                 if at >= since:
                     exchange.revoke(name)
         self._empty.clear()
-        if self._is_over:
+        if self.is_over:
             exchange.drain()
 
     def discard(self, exchange: Running) -> None:
@@ -113,7 +121,7 @@ class LiveExchanges:
         self.is_draining = True
         if await self._emptied(grace_s):
             return
-        self._is_over = True
+        self.is_over = True
         for exchange in tuple(self._running):
             exchange.drain()
         await self._emptied(10.0)

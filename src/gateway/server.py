@@ -2,11 +2,13 @@
 
 The first SIGTERM or SIGINT begins the drain: new requests get a 503, running streams may finish within the grace, the
 rest are ended with an error event and settled. The second one ends the process at once; the journal has the truth.
+SIGHUP reads the configuration again.
 """
 
 import asyncio
 import gc
 import os
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -17,6 +19,7 @@ import uvloop
 
 from gateway.app import Gateway
 from gateway.http.server_protocol import GuardedProtocol
+from gateway.http.socket_protocol import GuardedSocket
 
 _log = structlog.get_logger()
 
@@ -29,13 +32,15 @@ class GatewayServer(uvicorn.Server):
     """Serves one ``Gateway``. ``on_ready`` is called with the port once requests are accepted."""
 
     def __init__(self, gateway: Gateway, on_ready: Callable[[int], None]) -> None:
-        environment = gateway.environment
+        environment, server = gateway.environment, gateway.config.server
         super().__init__(
             uvicorn.Config(
                 gateway.app,
                 host=environment.host,
                 port=environment.port,
                 http=GuardedProtocol,
+                ws=GuardedSocket,
+                ws_ping_timeout=server.send_timeout_s,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -83,7 +88,16 @@ class GatewayServer(uvicorn.Server):
 def serve(gateway: Gateway, on_ready: Callable[[int], None]) -> bool:
     """Run until a signal; returns whether it served. Raises what ``Gateway.running`` raises."""
 
+    has_terminal = os.isatty(0)
+
+    def hang_up() -> None:
+        if has_terminal and not os.isatty(0):  # a closed window means the end, not another look at the file
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            gateway.reload_asked.set()
+
     async def run() -> bool:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
         async with gateway.running():
             server = GatewayServer(gateway, on_ready)
             await server.serve()

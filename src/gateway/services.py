@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.entrance import Entrance
+from gateway.limits.deployment_capacity import DeploymentCapacity
 from gateway.live import LiveExchanges
 from gateway.statistics import Statistics
 from gateway.tasks import TaskOwner
@@ -31,13 +32,20 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     telemetry: Telemetry
     statistics: Statistics
     tasks: TaskOwner
+    capacity: DeploymentCapacity
     observe_latency: Callable[[float, str], None]
     patience: Patience = Patience()
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for in its headers. ``digest`` is of the request, where it names an idempotency key."""
+    """What a client asks for in its headers. ``digest`` is of the request, where it names an idempotency key.
+
+    ``resumable`` is ``None`` where it is left to the configuration. ``is_strict`` refuses a request of which something
+    would be lost on its way to the provider.
+    """
 
     idempotency_key: str = ""
     digest: str = ""
     notices: bool = False
+    resumable: bool | None = None
+    is_strict: bool = False

@@ -15,9 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gateway.canonical.caller import Caller
-from gateway.ledger import UsageRecord
+from gateway.ledger import Attempt, UsageRecord
 from gateway.metering.prices import usd_string
-from gateway.router import Attempt
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _REDIS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -29,23 +28,36 @@ METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 def configure_logs(level: str = "info", stream: TextIO | None = None) -> None:
     """JSON lines on standard error; call once per process."""
-    if level in ("debug", "info"):
-        _request_lines.stream = stream or sys.stderr
+    _request_lines.configured = stream or sys.stderr
+    set_log_level(level)
     structlog.configure(
         processors=[
+            _drop_below,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=True,
     )
     uvicorn = logging.getLogger("uvicorn.error")
     uvicorn.handlers = [_Forward(logging.WARNING)]
     uvicorn.propagate = False
+
+
+def set_log_level(level: str) -> None:
+    """From now on write lines of at least this level; loggers that are in use follow too."""
+    _request_lines.level = logging.getLevelNamesMapping()[level.upper()]
+    _request_lines.stream = _request_lines.configured if _request_lines.level <= logging.INFO else None
+
+
+def _drop_below(logger: Any, method: str, event: Any) -> Any:
+    if logging.getLevelNamesMapping().get(method.upper(), logging.ERROR) < _request_lines.level:
+        raise structlog.DropEvent
+    return event
 
 
 class _Forward(logging.Handler):
@@ -85,6 +97,8 @@ class _Lines:
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
+        self.level = logging.INFO
+        self.configured: TextIO | None = None
         self.stream: TextIO | None = None
 
     def write(self, line: _RequestLine) -> None:

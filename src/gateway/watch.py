@@ -27,6 +27,8 @@ class Watch:
         self, config: Config, redis: Redis, accounts: Accounts, load: Callable[[], tuple[int, int]], *, gateway: str
     ) -> None:
         """``load`` tells streams and capacity of this process, ``gateway`` names it among the others."""
+        self._redis = redis
+        self._gateway = gateway
         self._accounts = accounts
         self._read_load = load
         self.tiers = tiers(config)
@@ -53,8 +55,25 @@ class Watch:
             upstream_ratio=self.latency.ratio,
         )
 
+    def prepare(self, before: Config, after: Config) -> Callable[[], None]:
+        """Make what another configuration comes to; the function puts it to use. Raises ``ConfigError``."""
+        known, compared = tiers(after), experiments(after)
+        entitlements = self.entitlements.under(known, variants(after), compared)
+        is_same = after.alerts == before.alerts
+        alerts = self._alerts if is_same else alerts_from(after.alerts, self.statistics, self._redis, self._gateway)
+
+        def adopt() -> None:
+            self.tiers, self.experiments, self.entitlements = known, compared, entitlements
+            if alerts is not self._alerts:
+                self._alerts.retire()
+                self._alerts = alerts
+                self._tasks.start(alerts.run(), "alerts")
+
+        return adopt
+
     def start(self, tasks: TaskOwner) -> None:
         """Start what runs for as long as the process does."""
+        self._tasks = tasks
         tasks.start(self.lag.run(), "loop-lag")
         tasks.start(self.gauges.run(), "gauges")
         tasks.start(self.tallies.run(), "tallies")

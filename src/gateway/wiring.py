@@ -3,15 +3,18 @@
 A mistake that only shows when a value is put to use is found here, and told as a ``ConfigError``.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Literal, cast
+from typing import Any, Literal, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
+from gateway.catalogue.book import Catalogue
 from gateway.config import (
+    BuiltInType,
     CapacityConfig,
     Config,
     ConfigError,
@@ -20,6 +23,7 @@ from gateway.config import (
     ModelConfig,
     PriceConfig,
     ProviderConfig,
+    RoutingConfig,
     TierConfig,
     VariantConfig,
 )
@@ -32,38 +36,61 @@ from gateway.limits.features import FEATURES
 from gateway.limits.tiers import BucketRule, FlowLimits, Rule, SlotsRule, Tier, WindowRule
 from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule, picousd, picousd_per_token
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
+from gateway.protocols.gemini.client import GeminiClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
+from gateway.protocols.openai_responses.client import OpenAiResponsesClient
 from gateway.protocols.wire import ClientRole
+from gateway.providers.azure import Azure, build_azure
+from gateway.providers.azure_chat import AzureChatClient
 from gateway.providers.demo import DemoProvider
 from gateway.providers.endpoint import Endpoint, Unseen, build_endpoint
 from gateway.providers.http_provider import HttpProvider
+from gateway.providers.plugins import Overrides, PluginError, build_plugin, offered
 from gateway.providers.provider import Hangup, Provider, Timeouts
-from gateway.providers.rows import ROWS
+from gateway.providers.quirky_chat import QuirkyChatClient
+from gateway.providers.rows import ROWS, Row
 from gateway.providers.transport import Transport
+from gateway.providers.vertex import KINDS, Google, VertexAnthropicClient, build_vertex
 from gateway.router import ModelOptions, Router
+from gateway.routing.breaker import BreakerRules
+from gateway.routing.deployments import DeploymentRules, Deployments
+from gateway.routing.retries import RetryRules
+from gateway.wiring_models import card_of, catalogue, check_models
 from gateway.wiring_watch import check_experiments
 
 _DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
 _DEMO_EMBEDDINGS_PRICE = PriceSchedule(Price(input=20_000, output=0))
-_FORMATS: dict[str, Callable[[], ClientRole]] = {"openai": OpenAiChatClient, "anthropic": AnthropicMessagesClient}
+_FORMATS: dict[str, Callable[[], ClientRole]] = {
+    "openai": OpenAiChatClient,
+    "azure": AzureChatClient,
+    "openai_responses": OpenAiResponsesClient,
+    "anthropic": AnthropicMessagesClient,
+    "gemini": GeminiClient,
+    "vertex": GeminiClient,
+    "vertex_anthropic": VertexAnthropicClient,
+}
+_CLOUDS = ("bedrock", "azure", *KINDS)
+_BUILT_IN: tuple[str, ...] = get_args(BuiltInType)
 
 
 def validate(config: Config) -> None:
     """Find what only shows when a configuration is put to use; raises ``ConfigError``."""
     names = {"demo", *configured_providers(config, os.environ)}
     for name, provider in config.providers.items():
-        _endpoint(name, provider)
+        _check_provider(name, provider)
     for alias, model in config.models.items():
         for target in model.targets:
-            if target.partition("/")[0] not in names:
+            if target.model.partition("/")[0] not in names:
                 raise ConfigError(
-                    f"models.{alias}: the target {target!r} names no provider; there are {', '.join(sorted(names))} "
-                    "(well-known ones appear when their key is in the environment)"
+                    f"models.{alias}: the target {target.model!r} names no provider; there are "
+                    f"{', '.join(sorted(names))} (well-known ones appear when their key is in the environment)"
                 )
+    check_models(config)
     if config.jwt is not None:
         _jwt_settings(config.jwt)
     for name, tier in config.tiers.items():
         _check_downgrade(name, tier.flow.downgrade_to, {*config.models, *(f"{provider}/" for provider in names)})
+    deployment_capacities(config)
     tiers(config)
     check_experiments(config)
     variants(config)
@@ -76,57 +103,178 @@ def _check_downgrade(name: str, model: str | None, known: set[str]) -> None:
         )
 
 
-def router(config: Config, transport: Transport) -> Router:
-    """The router over every configured provider and alias."""
-    providers: dict[str, Provider] = {"demo": DemoProvider()}
+def router(config: Config, transport: Transport, *, before: tuple[Config, Router] | None = None) -> Router:
+    """The router over every configured provider and alias.
+
+    Of what was there ``before`` it keeps the providers that stay as they are, and what is known of deployments.
+    """
+    kept, deployments = _kept(config, before)
+    providers: dict[str, Provider] = {"demo": DemoProvider(), **kept}
     for name, provider in configured_providers(config, os.environ).items():
-        providers[name] = HttpProvider(_endpoint(name, provider), _FORMATS[_format(name, provider)](), transport)
+        if name in kept:
+            continue
+        if _is_plugin(provider):
+            providers[name] = _plugin(name, provider)
+        else:
+            providers[name] = HttpProvider(_endpoint(name, provider), _client_role(name, provider), transport)
     models = {name: _options(model) for name, model in config.models.items()}
     if config.credits == "off":
         models = {name: msgspec.structs.replace(options, price=None) for name, options in models.items()}
-    return Router(providers, models, _prices(config))
+    known = catalogue(config)
+    deployments = deployments or Deployments(deployment_rules(config.routing))
+    return Router(providers, models, _prices(config, known), deployments, known)
+
+
+def _kept(config: Config, before: tuple[Config, Router] | None) -> tuple[dict[str, Provider], Deployments | None]:
+    if before is None:
+        return {}, None
+    gone = gone_providers(before[0], config)
+    router = before[1]
+    return {name: it for name, it in router.providers.items() if name not in gone}, router.deployments
+
+
+def gone_providers(before: Config, after: Config) -> frozenset[str]:
+    """The providers of one configuration that another does not have, or has with other settings."""
+    theirs = configured_providers(after, os.environ)
+    ours = configured_providers(before, os.environ)
+    return frozenset(name for name in {"demo", *ours} if ours.get(name) != theirs.get(name))
+
+
+def deployment_rules(config: RoutingConfig) -> DeploymentRules:
+    """How deployments are treated."""
+    return DeploymentRules(
+        breaker=BreakerRules(in_a_row=config.failures_in_a_row, share=config.failures_share, pause_s=config.rest_s),
+        retries=RetryRules(rounds=config.retries, share=config.retry_share),
+    )
 
 
 def _options(config: ModelConfig) -> ModelOptions:
     return ModelOptions(
-        targets=config.targets,
+        targets=tuple(target.model for target in config.targets),
+        weights=tuple(target.weight for target in config.targets),
+        strategy=config.strategy,
+        sticky=config.sticky,
         price=None if config.price is None else _price(config.price),
         output_tokens_max=config.output_tokens_max,
         is_held_full=None if config.hold is None else config.hold == "full",
         tokenizer=config.tokenizer,
+        card=card_of(config),
     )
 
 
 def configured_providers(config: Config, environment: Mapping[str, str]) -> dict[str, ProviderConfig]:
     """The providers of the configuration, and every well-known one whose key is in the environment."""
-    providers = {
-        name: ProviderConfig() for name, row in ROWS.items() if row.key_env is not None and environment.get(row.key_env)
-    }
+    providers = {name: ProviderConfig() for name, row in ROWS.items() if row.key(environment)}
     return {**providers, **config.providers}
 
 
+def _row(name: str, config: ProviderConfig) -> Row | None:
+    """What is known of a provider by its name; of a cloud, by its type."""
+    return ROWS.get(name) or (ROWS[config.type] if config.type in _CLOUDS else None)
+
+
 def _format(name: str, config: ProviderConfig) -> str:
-    row = ROWS.get(name)
+    row = _row(name, config)
     return config.type or (row.type if row is not None else "openai")
 
 
-def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
-    row = ROWS.get(name)
+def _client_role(name: str, config: ProviderConfig) -> ClientRole:
+    style, row = _format(name, config), _row(name, config)
+    if style == "openai" and row is not None and row.quirks:
+        return QuirkyChatClient(row.quirks)
+    if style == "bedrock":
+        role: ClientRole = _bedrock("gateway.protocols.bedrock_converse.client").BedrockConverseClient()
+        return role
+    return _FORMATS[style]()
+
+
+def _bedrock(module: str) -> Any:
+    """A module that needs botocore, which is an extra, and slow to import for those who do not."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"type: bedrock needs {error.name}; install the gateway as gateway[bedrock]") from None
+
+
+def _located(name: str, config: ProviderConfig) -> Endpoint:
+    row = _row(name, config)
+    style = _format(name, config)
     base_url = config.base_url or (row.base_url if row is not None else None)
+    key = config.api_key or (row.key(os.environ) if row is not None else None)
+    vendor = config.price_book or (row.vendor if row is not None else name)
+    try:
+        if style == "bedrock":
+            bedrock = _bedrock("gateway.providers.bedrock")
+            aws = bedrock.Aws(**config.aws.model_dump())
+            signed: Endpoint = bedrock.build_bedrock(
+                name, vendor, aws, base_url=base_url, key=key, environment=os.environ
+            )
+            return signed
+        if style == "azure":
+            azure = Azure(**config.azure.model_dump())
+            return build_azure(name, vendor, azure, base_url=base_url, key=key, environment=os.environ)
+        if style in KINDS:
+            if config.api_key:
+                raise ConfigError(f"providers.{name}: Vertex AI takes no api_key but an identity; see google")
+            google = Google(**config.google.model_dump())
+            return build_vertex(name, vendor, google, kind=style, base_url=base_url, environment=os.environ)
+    except ValueError as error:
+        raise ConfigError(f"providers.{name}: {error}") from None
     if base_url is None:
         raise ConfigError(f"providers.{name}: base_url is missing, and {name} is not a well-known provider")
-    endpoint = build_endpoint(
-        name,
-        _format(name, config),
-        base_url=base_url,
-        key=config.api_key or (os.environ.get(row.key_env) if row is not None and row.key_env else None),
-        vendor=config.price_book or (row.vendor if row is not None else name),
+    return build_endpoint(name, style, base_url=base_url, key=key, vendor=vendor)
+
+
+def _check_provider(name: str, config: ProviderConfig) -> None:
+    if _is_plugin(config):
+        _plugin(name, config)
+        return
+    if config.settings:
+        raise ConfigError(
+            f"providers.{name}.settings is for types that installed packages bring: {', '.join(offered()) or 'none is'}"
+        )
+    _endpoint(name, config)
+
+
+def _is_plugin(config: ProviderConfig) -> bool:
+    return config.type is not None and config.type not in _BUILT_IN
+
+
+def _plugin(name: str, config: ProviderConfig) -> Provider:
+    """A provider of another package; what the file says beside ``settings`` stands in place of the plugin's own."""
+    said = config.model_fields_set
+    for key in ("base_url", "api_key", "aws", "azure", "google"):
+        if key in said:
+            raise ConfigError(f"providers.{name}.{key} is for built-in types; {config.type} takes its own in settings")
+    kind = config.type or ""
+    if kind not in (available := offered()):
+        known = ", ".join((*_BUILT_IN, *available))
+        raise ConfigError(f"providers.{name}.type: there is no type {kind!r}; there are {known}")
+    overrides = Overrides(
+        vendor=config.price_book,
+        models=config.models if "models" in said else None,
+        timeouts=Timeouts(**config.timeouts.model_dump()) if "timeouts" in said else None,
+        hangup=_hangup(config) if said & {"on_disconnect", "disconnect_charge", "drain_s"} else None,
+        is_held_full=None if config.hold is None else config.hold == "full",
     )
-    hangup = Hangup(
+    try:
+        return build_plugin(name, kind, config.settings, overrides)
+    except PluginError as error:
+        raise ConfigError(f"providers.{name}: {error}") from error
+
+
+def _hangup(config: ProviderConfig) -> Hangup:
+    return Hangup(
         policy=config.on_disconnect,
         charge_delivered=config.disconnect_charge == "delivered",
         drain_s=config.drain_s,
     )
+
+
+def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
+    row = _row(name, config)
+    endpoint = _located(name, config)
+    hangup = _hangup(config)
     unseen = Unseen() if row is None else Unseen(models=row.unseen, if_asked=row.unseen_if_asked)
     if config.hold is not None:
         unseen = Unseen(always=config.hold == "full")
@@ -134,14 +282,14 @@ def _endpoint(name: str, config: ProviderConfig) -> Endpoint:
     return msgspec.structs.replace(endpoint, timeouts=timeouts, models=config.models, hangup=hangup, unseen=unseen)
 
 
-def _prices(config: Config) -> PriceBook:
+def _prices(config: Config, known: Catalogue) -> PriceBook:
     if config.credits == "off":
         return PriceBook({}, everything=FREE)
     own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE, "demo/embed": _DEMO_EMBEDDINGS_PRICE}
     for name, provider in config.providers.items():
         if provider.price is not None:
             own[f"{name}/*"] = _price(provider.price)
-    return PriceBook(own, free_if_unpriced=config.unpriced == "free")
+    return PriceBook(own, free_if_unpriced=config.unpriced == "free", renewed=known.price)
 
 
 def _price(config: PriceConfig) -> PriceSchedule:
@@ -185,6 +333,19 @@ def _changes(variant: VariantConfig) -> dict[str, object]:
 def capacities(config: Config) -> dict[str, tuple[Rule, ...]]:
     """What all accounts together may ask of a model, by its name."""
     return {name: _capacity(model.capacity) for name, model in config.models.items() if model.capacity is not None}
+
+
+def deployment_capacities(config: Config) -> dict[str, tuple[Rule, ...]]:
+    """What all gateways together may ask of a deployment, by ``provider/model``; raises ``ConfigError``."""
+    found: dict[str, tuple[Rule, ...]] = {}
+    for alias, model in config.models.items():
+        for target in model.targets:
+            if target.capacity is None:
+                continue
+            rules = _capacity(target.capacity)
+            if found.setdefault(target.model, rules) != rules:
+                raise ConfigError(f"models.{alias}: the capacity of {target.model!r} is another one elsewhere")
+    return {name: rules for name, rules in found.items() if rules}
 
 
 def _capacity(config: CapacityConfig) -> tuple[Rule, ...]:

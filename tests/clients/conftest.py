@@ -22,7 +22,7 @@ async def provider() -> AsyncIterator[Upstream]:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def gateway(provider: Upstream) -> AsyncIterator[GatewayProcess]:
-    """Reaches the provider as ``up`` in OpenAI's format and as ``claude`` in Anthropic's."""
+    """Reaches the provider as ``up``, ``newer`` and ``claude``: in Chat Completions, Responses and Messages."""
     config = {
         "providers": {
             "up": {
@@ -30,6 +30,12 @@ async def gateway(provider: Upstream) -> AsyncIterator[GatewayProcess]:
                 "base_url": provider.openai_url,
                 "api_key": "sk-upstream",
                 "models": ["gpt-upstream", "family/large"],
+                "price": PRICE,
+            },
+            "newer": {
+                "type": "openai_responses",
+                "base_url": provider.openai_url,
+                "api_key": "sk-upstream",
                 "price": PRICE,
             },
             "claude": {

@@ -100,7 +100,7 @@ async def test_errors_before_the_stream_have_their_class(upstream: Upstream, nod
 
 
 async def test_it_retries_what_may_succeed(upstream: Upstream, node: AnthropicNode) -> None:
-    upstream.queue(Plan(status=529), Plan())
+    upstream.queue(Plan(status=529), Plan(status=529), Plan())  # the gateway itself asks once more
     told = await node("retrying")
     assert told["requests"] == 2 and told["message"]["content"][0]["text"] == "Hello, world!"
 

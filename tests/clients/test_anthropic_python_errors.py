@@ -154,7 +154,7 @@ async def test_an_empty_account_is_told_so_and_not_retried(upstream: Upstream, g
 async def test_a_provider_that_failed_once_is_tried_again_by_the_client(
     upstream: Upstream, gateway: GatewayProcess, key: str, status: int
 ) -> None:
-    upstream.queue(Plan(status=status), Plan())
+    upstream.queue(Plan(status=status), Plan(status=status), Plan())  # the gateway itself asks once more
     async with counting(gateway, key, max_retries=2) as (client, requests):
         answer = await client.messages.create(**ASK)
     assert answer.content[0].type == "text" and answer.content[0].text == "Hello, world!"
@@ -252,7 +252,8 @@ async def test_heartbeats_do_not_disturb_the_client(upstream: Upstream, claude: 
 async def test_an_error_after_the_head_was_sent_is_raised_by_the_stream(
     upstream: Upstream, claude: AsyncAnthropic
 ) -> None:
-    upstream.plan = Plan(fault="stall", fault_at=-1, status=529)
+    upstream.queue(Plan(fault="stall", fault_at=-1, status=529))
+    upstream.plan = Plan(status=529)
     stream = await claude.messages.create(**ASK, stream=True)
     upstream.release()
     with pytest.raises(sdk.APIStatusError) as caught:

@@ -273,7 +273,7 @@ async def test_an_error_within_the_stream_is_shown_and_what_was_said_stays(
 async def test_an_error_after_the_head_was_sent_makes_no_empty_message(
     upstream: Upstream, chat: Chat, version: str, tmp_path: Path
 ) -> None:
-    upstream.plan = Plan(fault="stall", fault_at=-1, status=500)
+    upstream.queue(Plan(fault="stall", fault_at=-1, status=500), Plan(status=500))
     head = tmp_path / "head"
     async with asyncio.TaskGroup() as group:
         asking = group.create_task(chat(version, OPENAI, SAY, signal=str(head)))

@@ -168,7 +168,7 @@ async def test_an_empty_account_is_told_so_and_not_retried(upstream: Upstream, g
 async def test_a_provider_that_failed_once_is_tried_again_by_the_client(
     upstream: Upstream, gateway: GatewayProcess, key: str
 ) -> None:
-    upstream.queue(Plan(status=500), Plan())
+    upstream.queue(Plan(status=500), Plan(status=500), Plan())  # the gateway itself asks once more
     async with counting(gateway, key, max_retries=2) as (client, requests):
         answer = await client.chat.completions.create(**ASK)
     assert answer.choices[0].message.content == "Hello, world!"
@@ -282,7 +282,8 @@ async def test_heartbeats_do_not_disturb_the_client(upstream: Upstream, client: 
 async def test_an_error_after_the_head_was_sent_is_raised_by_the_stream(
     upstream: Upstream, client: AsyncOpenAI
 ) -> None:
-    upstream.plan = Plan(fault="stall", fault_at=-1, status=500)
+    upstream.queue(Plan(fault="stall", fault_at=-1, status=500))
+    upstream.plan = Plan(status=500)
     stream = await client.chat.completions.create(**ASK, stream=True)
     upstream.release()
     with pytest.raises(sdk.APIError) as caught:

@@ -269,7 +269,7 @@ class TestTheProviderFails:
 
     async def test_before_it_began_the_request_is_given_back_to_the_rate(self) -> None:
         async with selling(tier={"requests": {"limit": 1, "period_s": 3600}}) as shop:
-            shop.upstream.queue(Plan(status=503))
+            shop.upstream.queue(Plan(status=503), Plan(status=503))
             assert (await shop.post()).status_code == 503
             await shop.entry()
             shop.upstream.plan = pieces(1)

@@ -79,7 +79,7 @@ async def test_another_request_under_the_same_key_is_a_mistake(stage: Fleet) -> 
 
 async def test_what_failed_at_no_cost_may_run_again(stage: Fleet) -> None:
     party = await stage.party()
-    stage.upstream.queue(Plan(status=500))
+    stage.upstream.queue(Plan(status=500), Plan(status=500))
     assert code_of(await party.post(replica=0, headers=KEY)) == "provider_unavailable"
     await party.settled(records=1)
     assert (await party.post(replica=1, headers=KEY)).status_code == 200

@@ -72,3 +72,29 @@ async def _is_read(line: str, client: httpx.AsyncClient, stop: str, headers: dic
     if '"content":" it"' in line:
         await client.post(stop, headers=headers)
     return bool(line)
+
+
+async def test_the_operator_sees_what_runs_and_stops_it_from_any_gateway() -> None:
+    with RedisServer() as redis:
+        async with GatewayProcess(redis_url=redis.url) as one, GatewayProcess(redis_url=redis.url) as two:
+            key = await one.account()
+            async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+                own = {"Authorization": f"Bearer {key}"}
+                async with client.stream(
+                    "POST", f"{one.base_url}/v1/chat/completions", json=BODY, headers=own
+                ) as answer:
+                    stream_id = answer.headers["x-gateway-stream-id"]
+                    (running,) = (await two.admin.get("/accounts/acme/streams")).json()["data"]
+                    assert (running["id"], running["state"], running["model"]) == (stream_id, "open", "demo/endless")
+                    assert running["owner"].startswith("key:")
+                    stop = f"/accounts/acme/streams/{stream_id}/stop"
+                    assert (await two.admin.post(stop)).status_code == 200
+                    assert (await answer.aread()).endswith(b"data: [DONE]\n\n")
+                await one.settled(records=1)
+                assert (await two.admin.get("/accounts/acme/streams")).json() == {"data": []}
+                assert (await two.admin.post(stop)).json()["state"] == "done"
+                assert (await two.admin.post("/accounts/acme/streams/unknown/stop")).status_code == 404
+                assert (await two.admin.get("/accounts/nobody/streams")).status_code == 404
+                assert (
+                    await client.get(f"{one.base_url}/admin/v1/accounts/acme/streams", headers=own)
+                ).status_code == 401

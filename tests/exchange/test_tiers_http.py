@@ -205,11 +205,15 @@ async def test_a_stream_can_be_asked_about_by_its_own_account_only(stage: Fleet)
     async with party.streaming(max_tokens=2) as response:
         stream = response.headers["x-gateway-stream-id"]
         running = (await shown(party, stream)).json()
+        assert running.pop("started_at").startswith("20")
         assert running == {
             "id": stream,
             "object": "stream",
             "state": "open",
             "outcome": running["outcome"],
+            "owner": running["owner"],
+            "model": running["model"],
+            "protocol": "openai_chat",
             "charged_usd": "0.000000",
             "held_usd": "0.000028",
         }

@@ -20,10 +20,11 @@ from gateway.protocols.ai_sdk_4 import AiSdk4Server
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
 from gateway.protocols.openai_chat.server import OpenAiChatServer
+from gateway.protocols.openai_responses.client import OpenAiResponsesClient
 from tests.http.conftest import CHAT, DATA_STREAM, Stage
 
 ROLES = {CHAT: OpenAiChatServer(), DATA_STREAM: AiSdk4Server()}
-PROVIDERS = (OpenAiChatClient(), AnthropicMessagesClient())
+PROVIDERS = (OpenAiChatClient(), AnthropicMessagesClient(), OpenAiResponsesClient())
 
 # Each has every field that is read, so that a mutation can reach it.
 _FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}, "strict": True}

@@ -193,12 +193,14 @@ async def canaries(site: Site) -> None:
 
 @row("11-a-providers-error-is-not-passed-on")
 async def provider_errors(site: Site) -> None:
+    usual = site.upstream.plan
     for status in (401, 403, 429, 500, 502, 503):
         leak = f"Incorrect API key {PROVIDER_KEY} at {INTERNAL}"
         for body in (leak, {"error": {"message": leak, "code": PROVIDER_KEY, "param": INTERNAL, "type": leak}}):
-            site.upstream.queue(Plan(status=status, error_body=body))
+            site.upstream.plan = Plan(status=status, error_body=body)
             answer = await site.chat()
             assert answer.status >= 429 and "canary" not in answer.body.decode()
+    site.upstream.plan = usual
     # What speaks about the request is passed on, without what looks like a key.
     site.upstream.queue(Plan(status=400, error_body={"error": {"message": f"{PROVIDER_KEY} likes no cats"}}))
     answer = await site.chat()

@@ -31,6 +31,7 @@ from gateway.protocols.ai_sdk_ui.stream import UiMessageEncoder
 from gateway.protocols.ai_sdk_ui.text import TextEncoder
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
+from gateway.protocols.openai_responses.client import OpenAiResponsesClient
 from tests.protocols.chat_streams import FOREIGN
 
 SERVER, COMPLETION = AiSdkUiServer(), AiSdkCompletionServer(DataStreamEncoder)
@@ -436,7 +437,7 @@ def test_a_body_is_refused_or_can_be_counted_and_written_for_any_provider(body: 
         SERVER.encode_error(error).body.decode()
         return
     assert asyncio.run(count_input(request, count_bytes)) > 0
-    for provider in (OpenAiChatClient(), AnthropicMessagesClient()):
+    for provider in (OpenAiChatClient(), AnthropicMessagesClient(), OpenAiResponsesClient()):
         try:
             json.loads(provider.encode_request(request, "model"))
         except RequestError as error:

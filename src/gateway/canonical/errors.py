@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     CONCURRENCY_LIMIT_EXCEEDED = "concurrency_limit_exceeded"
     BUDGET_EXCEEDED = "budget_exceeded"
     TOKENS_PER_REQUEST_EXCEEDED = "tokens_per_request_exceeded"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     ABUSE_DETECTED = "abuse_detected"
     FEATURE_NOT_ALLOWED = "feature_not_allowed"
     CREDITS_EXHAUSTED = "credits_exhausted"
@@ -74,6 +75,7 @@ class ErrorCode(StrEnum):
                 | ErrorCode.PROVIDER_REJECTED
                 | ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND
                 | ErrorCode.TOKENS_PER_REQUEST_EXCEEDED
+                | ErrorCode.CONTEXT_LENGTH_EXCEEDED
             ):
                 return 400
             case ErrorCode.INVALID_API_KEY | ErrorCode.TOKEN_EXPIRED:
@@ -171,6 +173,10 @@ class AuthenticationError(GatewayError):
     """No credential, or one we do not accept. The text is the same for an unknown key and a wrong secret."""
 
     code = ErrorCode.INVALID_API_KEY
+
+    @property
+    def should_retry(self) -> bool | None:
+        return False  # a command-line client went on trying for minutes
 
 
 class PermissionDenied(GatewayError):

@@ -5,6 +5,7 @@ format, the body goes out as it came in, with only the fields changed that the g
 is lost. Where it does not, the canonical form is encoded, and what the target cannot take is dropped by name.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -151,6 +152,17 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     is_base64: bool = False
 
 
+class Loss(msgspec.Struct, frozen=True):
+    """Something of a request that its provider is not asked for as the client did.
+
+    ``dropped`` is left out, ``lowered`` a smaller number, ``changed`` said in the nearest word there is. ``field`` is
+    spelled as Chat Completions does; what stands in messages or tools has that in front (``messages.is_error``).
+    """
+
+    fate: Literal["dropped", "lowered", "changed"]
+    field: str
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request for a model's answer.
 
@@ -160,7 +172,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ``embedding`` a vector of each message is wanted and no answer; then ``output_tokens_max`` is 0. ``headers`` are
     those that a provider of the same format needs to understand the body. ``raw`` maps the fields of the client's body
     to their JSON text, and ``untranslatable`` names those among them whose meaning another format would lose.
+    ``untold`` names fields that only a provider of the same format is told of, ``spelling`` is the client's word for
+    fields that Chat Completions calls otherwise.
     ``unread`` is text of the body that no part stands for and that a provider of the same format is sent all the same.
+    ``chat_id`` is the client's own name for the conversation, where its format has one.
     """
 
     format: str
@@ -183,4 +198,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     embedding: Embedding | None = None
     raw: dict[str, msgspec.Raw] = {}
     unread: tuple[str, ...] = ()
+    chat_id: str | None = None
     untranslatable: tuple[str, ...] = ()
+    untold: tuple[str, ...] = ()
+    spelling: Mapping[str, str] = {}

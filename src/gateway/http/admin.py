@@ -147,7 +147,7 @@ class Admin:
         self.accounts = accounts
         self.api_keys = api_keys
         self.ledger = ledger
-        self._tiers = tiers
+        self.tiers = tiers
 
     def check(self, scope: Scope) -> None:
         """Raises ``AuthenticationError`` where the request does not carry the admin key."""
@@ -157,9 +157,9 @@ class Admin:
 
     def check_tier(self, tier: str | None) -> None:
         """Raises ``RequestError`` for a tier that the configuration does not have."""
-        if tier is not None and tier not in self._tiers:
+        if tier is not None and tier not in self.tiers:
             raise RequestError(
-                f"There is no such tier; there are {', '.join(sorted(self._tiers))}.",
+                f"There is no such tier; there are {', '.join(sorted(self.tiers))}.",
                 code=ErrorCode.INVALID_VALUE,
                 param="tier",
             )

@@ -4,6 +4,7 @@ An experiment that is no longer in the configuration can still be asked for by i
 """
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -47,8 +48,8 @@ class ExperimentOut(BaseModel):
     variants: list[VariantOut]
 
 
-def reports_router(admin: Admin, experiments: Experiments, tallies: Tallies) -> APIRouter:
-    """``/admin/v1/experiments``; wants the admin key."""
+def reports_router(admin: Admin, current: Callable[[], Experiments], tallies: Tallies) -> APIRouter:
+    """``/admin/v1/experiments``; wants the admin key. ``current`` tells the experiments of the configuration."""
 
     def check(request: Request) -> None:
         admin.check(dict(request.scope))
@@ -57,6 +58,7 @@ def reports_router(admin: Admin, experiments: Experiments, tallies: Tallies) -> 
 
     @router.get("/experiments", summary="Every experiment of the configuration, with what was counted")
     async def list_experiments() -> list[ExperimentOut]:
+        experiments = current()
         names = experiments.names()
         counters = await tallies.read(*map(keys.experiment, names))
         return [
@@ -65,7 +67,7 @@ def reports_router(admin: Admin, experiments: Experiments, tallies: Tallies) -> 
 
     @router.get("/experiments/{name}", summary="One experiment, with what was counted")
     async def get_experiment(name: str = Path(pattern=_NAME)) -> ExperimentOut:
-        experiment = experiments.get(name)
+        experiment = current().get(name)
         (counters,) = await tallies.read(keys.experiment(name))
         if experiment is None and not counters:
             raise RequestError("There is no such experiment.", code=ErrorCode.NOT_FOUND)

@@ -26,7 +26,7 @@ REFUSAL = "gateway.refusal"
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _EXPOSED = (
-    b"x-request-id, x-gateway-stream-id, retry-after, x-should-retry, "
+    b"x-request-id, x-gateway-stream-id, x-gateway-warnings, retry-after, x-should-retry, "
     b"x-vercel-ai-data-stream, x-vercel-ai-ui-message-stream, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
@@ -42,17 +42,21 @@ _PREFLIGHT_MAX_AGE_S = b"600"
 
 
 class Front:
-    """The outermost application. ``direct`` maps paths to the endpoints that answer POST there."""
+    """The outermost application. ``direct`` maps paths to the endpoints that answer POST there.
+
+    ``sockets`` maps paths to those that take WebSockets; the server takes no offer of one on any other path.
+    """
 
     def __init__(self, app: App, *, cors_origins: Sequence[str]) -> None:
         self._app = app
         self.direct: dict[str, App] = {}
+        self.sockets: dict[str, App] = {}
         self._any_origin = "*" in cors_origins
         self._origins = frozenset(origin.encode("latin-1") for origin in cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.sockets.get(scope.get("path", ""), self._app)(scope, receive, send)
             return
         origin = request_id = asked_method = None
         for name, value in scope["headers"]:
@@ -71,7 +75,7 @@ class Front:
         scope[REQUEST_ID] = request_id.decode("ascii")
         scope[HEADERS] = headers
         endpoint = self.direct.get(scope["path"])
-        if scope["query_string"] and _has_credential(scope["query_string"]):
+        if scope["query_string"] and has_credential(scope["query_string"]):
             scope[REFUSAL] = RequestError("A credential must not be in the address: send Authorization: Bearer <key>.")
             endpoint = None
         if endpoint is not None and scope["method"] == "POST":
@@ -79,8 +83,12 @@ class Front:
         else:
             await self._app(scope, receive, _with_headers(send, headers))
 
+    def allows(self, origin: bytes) -> bool:
+        """Whether pages of an origin may call."""
+        return self._any_origin or origin in self._origins
+
     def _cors(self, origin: bytes | None) -> Headers:
-        if origin is None or not (self._any_origin or origin in self._origins):
+        if origin is None or not self.allows(origin):
             return ()
         allowed = b"*" if self._any_origin else origin
         return (
@@ -90,7 +98,8 @@ class Front:
         )
 
 
-def _has_credential(query: bytes) -> bool:
+def has_credential(query: bytes) -> bool:
+    """Whether something in an address's query is, or is called, a secret."""
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     return any(name.lower() in _CREDENTIALS or value.startswith(_SECRETS) for name, value in pairs)
 

@@ -1,6 +1,7 @@
 """The endpoints that models answer: authenticate, read, decode, and hand over to an ``Exchange``."""
 
 import hashlib
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -12,11 +13,13 @@ from starlette.routing import Route
 
 from gateway.canonical.caller import Caller
 from gateway.canonical.errors import ErrorCode, GatewayError, RequestError, ServiceUnavailable
+from gateway.canonical.request import Request as InferenceRequest
 from gateway.downstream import Downstream
 from gateway.endings import broke_error
 from gateway.exchange import Exchange
+from gateway.http.chat_streams import Resumption
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
-from gateway.http.request_headers import idempotency_key
+from gateway.http.request_headers import idempotency_key, truth
 from gateway.http.server_protocol import reset_of
 from gateway.identity.authenticator import Authenticator
 from gateway.protocols.anthropic_messages.listing import model_object, model_page
@@ -24,28 +27,50 @@ from gateway.protocols.bodies import check_model_name
 from gateway.protocols.wire import Reply, ServerRole
 from gateway.router import ModelEntry
 from gateway.services import Services, Wishes
+from gateway.streams.logged import Connection
 
 _log = structlog.get_logger()
 
 _LISTED_SINCE = 1_735_689_600  # 2025-01-01: models have no date of their own here, and clients want a number
 
 
+class Opened(NamedTuple):
+    """A request that was read, in which format it is answered, and where to."""
+
+    protocol: ServerRole
+    request: InferenceRequest
+    downstream: Downstream
+
+
 class InferenceEndpoint:
     """One path that speaks one protocol. An ASGI application of its own: nothing stands between it and the socket."""
 
     def __init__(
-        self, protocol: ServerRole, authenticator: Authenticator, services: Services, *, body_bytes_max: int
+        self,
+        protocol: ServerRole,
+        authenticator: Authenticator,
+        services: Services,
+        *,
+        body_bytes_max: int,
+        resumption: Resumption | None = None,
     ) -> None:
+        """With a ``resumption``, answers of chats go on without their client where that is wanted."""
         self._protocol = protocol
         self._authenticator = authenticator
         self._services = services
         self._body_bytes_max = body_bytes_max
+        self._resumption = resumption
+
+    def speak(self, protocol: ServerRole) -> None:
+        """Read later requests in this role, whose defaults may be others."""
+        self._protocol = protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._services.live.arriving():
-            await self._answer(scope, receive, Downstream(send, scope[HEADERS], reset_of(scope)))
+            await self._answer(scope, receive, Connection(send, scope[HEADERS], reset_of(scope)))
 
-    async def _answer(self, scope: Scope, receive: Receive, downstream: Downstream) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, connection: Connection) -> None:
+        downstream = Downstream(connection.send, connection.extra, connection.abort)
         request_id: str = scope[REQUEST_ID]
         caller: Caller | None = None
         try:
@@ -54,8 +79,8 @@ class InferenceEndpoint:
             check_media_type(scope)
             body = await read_body(scope, receive, self._body_bytes_max)
             self._check_draining()  # a body may have taken its time
-            request = self._protocol.decode_request(body, query_of(scope))
             wishes = _wishes(scope, body)
+            protocol, request, downstream = await self._open(caller, body, query_of(scope), wishes, connection)
         except GatewayError as error:
             error.request_id = request_id
             self._services.telemetry.refused(request_id, caller, error.code.value)
@@ -65,7 +90,19 @@ class InferenceEndpoint:
             _log.exception("request_broke", request_id=request_id)
             await downstream.reply(self._protocol.encode_error(broke_error()))
             return
-        exchange = Exchange(self._services, self._protocol, request, caller, request_id, wishes)
+        await self._run(Exchange(self._services, protocol, request, caller, request_id, wishes), receive, downstream)
+
+    async def _open(
+        self, caller: Caller, body: bytes, query: dict[str, str], wishes: Wishes, connection: Connection
+    ) -> "Opened":
+        """What an exchange needs of a body; raises ``GatewayError``."""
+        request = self._protocol.decode_request(body, query)
+        downstream = Downstream(connection.send, connection.extra, connection.abort)
+        if self._resumption is not None and request.chat_id and self._resumption.is_wanted(wishes):
+            downstream = self._resumption.downstream(connection, caller, request.chat_id)
+        return Opened(self._protocol, request, downstream)
+
+    async def _run(self, exchange: Exchange, receive: Receive, downstream: Downstream) -> None:
         await exchange.run(receive, downstream)
 
     def _check_draining(self) -> None:
@@ -97,11 +134,14 @@ def _wishes(scope: Scope, body: bytes) -> Wishes:
     """What the headers ask for; raises ``RequestError`` where one of them is no value for it."""
     key = idempotency_key(scope["headers"])
     notices = any(name == b"x-gateway-events" and value.lower() in _TRUE for name, value in scope["headers"])
+    resumable = truth(scope["headers"], b"x-gateway-resumable")
+    is_strict = bool(truth(scope["headers"], b"x-gateway-strict"))
     if key is None:
-        return Wishes(notices=True) if notices else _NO_WISHES
+        is_plain = not notices and not is_strict and resumable is None
+        return _NO_WISHES if is_plain else Wishes(notices=notices, resumable=resumable, is_strict=is_strict)
     address = f"{scope['path']}?{scope['query_string'].decode('latin-1')}\n".encode()
     digest = hashlib.blake2b(address + body, digest_size=16).hexdigest()
-    return Wishes(idempotency_key=key, digest=digest, notices=notices)
+    return Wishes(idempotency_key=key, digest=digest, notices=notices, resumable=resumable, is_strict=is_strict)
 
 
 def _closing(reply: Reply, error: GatewayError) -> Reply:

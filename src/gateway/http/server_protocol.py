@@ -56,10 +56,10 @@ class GuardedProtocol(HttpToolsProtocol):
     _body_bytes_fed = 0
     _framing_bytes = 0
     _body_deadline = 0.0
+    _takes_upgrade = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.ws_protocol_class = None  # an Upgrade is an offer; nothing here takes it
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             _detect_dead_peer(sock)
@@ -67,6 +67,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Not worth a line in the log: Java's client offers HTTP/2 with every request."""
+
+    def _should_upgrade_to_ws(self) -> bool:
+        return self._takes_upgrade
+
+    def _may_upgrade(self) -> bool:
+        """An Upgrade is an offer: it is taken where the application has a WebSocket, while nothing else is going on."""
+        is_alone = self.cycle is None or self.cycle.response_complete
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        return is_alone and self.parser.get_method() == b"GET" and path in getattr(self.app, "sockets", ())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -113,15 +122,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def reset(self) -> None:
         """Drop the connection at once, and what the kernel still has for a peer that does not take it."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
+        reset(self.transport)
 
     def data_received(self, data: bytes) -> None:
         message, phase = self.scope, self._phase
         self._body_bytes_fed = 0
         super().data_received(data)
+        if self._takes_upgrade and self.transport.get_protocol() is not self:
+            return  # it is a WebSocket's connection by now
         if self.scope is message and phase is self._phase is not _Phase.BETWEEN:
             self._bound_what_the_parser_swallows(len(data))
         elif self._phase is _Phase.BETWEEN and self._timer is None and self.timeout_keep_alive_task is None:
@@ -150,6 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._phase = _Phase.HEADER
+        self._takes_upgrade = False
         self._header_count = self._header_bytes = self._raw_header_bytes = self._hosts = self._framing_bytes = 0
         self.scope["extensions"] = {RESET: {"reset": self.reset}}
         self._arm(self.header_s)
@@ -176,6 +185,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.send_400_response("")
         if self.transport.is_closing():
             return
+        self._takes_upgrade = self._may_upgrade()
         self._phase = _Phase.BODY
         self._body_deadline = self.loop.time() + self.body_s
         self._arm(self.body_quiet_s)
@@ -214,6 +224,16 @@ def _detect_dead_peer(sock: Any) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Drop a connection at once, and what the kernel still has for its peer."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return  # the peer was faster
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def reset_of(scope: Any) -> Any:

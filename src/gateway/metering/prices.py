@@ -1,9 +1,9 @@
-"""Prices: what the operator wrote, else the price book's, else the model has none.
+"""Prices: what the operator wrote, else what a renewed list says, else the price book's, else the model has none.
 
 The price book is the data that ships with the ``genai-prices`` package; nothing is fetched at run time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 
@@ -117,10 +117,15 @@ class PriceBook:
         *,
         free_if_unpriced: bool = False,
         everything: PriceSchedule | None = None,
+        renewed: Callable[[str, str], PriceSchedule | None] | None = None,
     ) -> None:
-        """``own`` maps ``provider/model`` or ``provider/*`` to a price; ``everything`` is the price of all there is."""
+        """``own`` maps ``provider/model`` or ``provider/*`` to a price; ``everything`` is the price of all there is.
+
+        ``renewed`` is asked for a vendor's model before the book.
+        """
         self._own = dict(own)
         self._everything = everything
+        self._renewed = renewed
         self._free_if_unpriced = free_if_unpriced
         self._found: dict[tuple[str, str], PriceSchedule | None] = {}
 
@@ -135,7 +140,8 @@ class PriceBook:
         if key not in self._found:
             if len(self._found) >= 4096:
                 self._found.clear()
-            self._found[key] = _from_book(*key)
+            renewed = self._renewed(*key) if self._renewed is not None else None
+            self._found[key] = renewed or _from_book(*key)
         return self._found[key] or (FREE if self._free_if_unpriced else None)
 
 

@@ -16,7 +16,7 @@ from gateway.metering.prices import PriceSchedule, microusd
 _FIRST_SLICE_TOKENS = 400
 # The longest answer that is held for a model whose own bound nobody named. It is sent to the provider, so it has to
 # be within what every model that reasons takes: the least is Claude Opus 4's 32,000.
-_FULL_TOKENS = 32_000
+FULL_TOKENS = 32_000
 # A full hold that the balance cannot pay is cut down to what it can, but not below an answer of this length.
 _FULL_TOKENS_MIN = 256
 # Every model takes a bound of this size; a larger one may be more than a model allows, which providers refuse.
@@ -72,7 +72,7 @@ def quote(wanted: Wanted, targets: Iterable[Terms]) -> Quote:
 def longest(wanted: Wanted, terms: Terms) -> int:
     """The longest answer that is asked for, per choice, where the whole of it is held."""
     known = [bound for bound in (wanted.output, terms.output_tokens_max) if bound is not None]
-    return min(known, default=_FULL_TOKENS)
+    return min(known, default=FULL_TOKENS)
 
 
 def _cost(wanted: Wanted, terms: Terms, output: int) -> int:

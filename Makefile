@@ -53,6 +53,7 @@ fmt: $(VENV)/.dev ## format the code
 bench: bench-peers ## cost per request and per chunk, beside a direct call and LiteLLM
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.routing
 
 bench-peers: $(VENV)/.dev ## install LiteLLM into an environment of its own
 	$(BIN)/python -m benchmarks.peers

@@ -153,7 +153,8 @@ class TestOneRound:
         desk = Desk(first, second)
         assert (await desk.open(), desk.failed, second.calls) == ("a/m", [], [])
         assert desk.first is HELLO
-        assert first.calls == [Call(REQUEST, "m")]
+        (call,) = first.calls
+        assert (call.request, call.model) == (REQUEST, "m")
 
     @pytest.mark.parametrize(
         ("acts", "code", "status"),
@@ -288,6 +289,15 @@ class TestSickTargets:
         assert len(one.calls) == 1
         await asyncio.sleep(0.11)
         assert await desk.open() == "a/m"
+
+    async def test_one_that_says_that_nothing_is_left_is_left_alone_until_there_is(self) -> None:
+        one, two = Scripted("a", HELLO), Scripted("b", HELLO)
+        desk = Desk(one, two)
+        assert await desk.open() == "a/m"
+        told = one.calls[0].on_used_up
+        assert told is not None
+        told(30)
+        assert [await desk.open() for _ in range(3)] == ["b/m"] * 3
 
     async def test_where_all_are_left_alone_the_client_is_told_for_how_long(self) -> None:
         desk = Desk(Scripted("a", limited(40)), Scripted("b", limited(20)))

@@ -200,7 +200,7 @@ def _judge(deployment: Deployment, error: ProviderError, now: float) -> None:
 async def _begin(request: Request, target: Target) -> tuple[Batch, AsyncGenerator[Batch, None]]:
     """Call one target and wait for its first words; what fails before that is raised, and the call is closed."""
     provider = target.provider
-    batches = provider.stream(Call(request, target.model))
+    batches = provider.stream(Call(request, target.model, target.deployment.used_up))
     try:
         async with asyncio.timeout(provider.timeouts.first_event_s):
             return await _first_words(batches), batches

@@ -6,7 +6,7 @@ import time
 import pytest
 from multidict import CIMultiDict
 
-from gateway.providers.retry_after import retry_after_s
+from gateway.providers.retry_after import retry_after_s, used_up_s
 
 FORMS: dict[str, tuple[dict[str, str], float | None]] = {
     "nothing": ({}, None),
@@ -64,3 +64,26 @@ def test_a_date_is_a_time_from_now() -> None:
 def test_resets_say_nothing_of_other_errors() -> None:
     headers = CIMultiDict({"x-ratelimit-reset-tokens": "11s"})
     assert retry_after_s(headers, is_limit=False) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, None),
+        ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "8s"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "8s"}, 8),
+        (
+            {
+                "x-ratelimit-remaining-requests": "5",
+                "x-ratelimit-remaining-tokens": "0",
+                "x-ratelimit-reset-tokens": "6m0s",
+            },
+            360,
+        ),
+        ({"x-ratelimit-remaining-requests": "0"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "90h"}, 3600),
+    ],
+)
+def test_an_answer_says_that_nothing_is_left_and_until_when(headers: dict[str, str], expected: float | None) -> None:
+    assert used_up_s(headers) == expected

@@ -25,7 +25,7 @@ from gateway.protocols.wire import ClientRole, StreamDecoder
 from gateway.providers.credentials import CredentialError, OutgoingRequest
 from gateway.providers.endpoint import MODEL_IN_URL, Endpoint
 from gateway.providers.provider import Call
-from gateway.providers.retry_after import retry_after_s
+from gateway.providers.retry_after import retry_after_s, used_up_s
 from gateway.providers.transport import (
     RESPONSE_BODY_MAX,
     Answer,
@@ -102,6 +102,8 @@ class HttpProvider:
                 yield Batch([frame], is_last=frame is frames[-1])
             return
         answer = await self._open(call)
+        if call.on_used_up is not None and (wait_s := used_up_s(answer.headers)) is not None:
+            call.on_used_up(wait_s)
         try:
             if answer.content_type == "application/json":
                 frames = self._protocol.decode_response(await self._whole(answer), self.name)

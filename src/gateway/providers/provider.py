@@ -1,6 +1,6 @@
 """What every provider offers to the router, and what a call to one is made of."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -35,10 +35,14 @@ class Hangup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One call: the request, and the model as its provider names it."""
+    """One call: the request, and the model as its provider names it.
+
+    ``on_used_up`` is told where an answer says that it was the last for a while, in seconds.
+    """
 
     request: Request
     model: str
+    on_used_up: Callable[[float], None] | None = None
 
 
 class Provider(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 _WAIT_S_MAX = 3600.0
 _LEFT, _RESET = "x-ratelimit-remaining-", "x-ratelimit-reset-"
+_LIMITS = ("requests", "tokens")
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _AMOUNT = r"(\d{1,9}(?:\.\d{1,9})?)"
 _TERM = re.compile(rf"{_AMOUNT}(ms|us|µs|ns|h|m|s)")
@@ -28,6 +29,14 @@ def retry_after_s(headers: Mapping[str, str], *, is_limit: bool) -> float | None
     if wait_s is None and is_limit:
         wait_s = _of_resets(headers)
     return None if wait_s is None else min(wait_s, _WAIT_S_MAX)
+
+
+def used_up_s(headers: Mapping[str, str]) -> float | None:
+    """How long it takes until more may be asked, where an answer that came says that nothing is left."""
+    for limit in _LIMITS:
+        if headers.get(_LEFT + limit) == "0" and (wait_s := _duration_s(headers.get(_RESET + limit, ""))):
+            return min(wait_s, _WAIT_S_MAX)
+    return None
 
 
 def _of_ms(value: str | None) -> float | None:

@@ -72,6 +72,10 @@ class Deployment:
         self._first_event_at = now
         self.breaker.succeeded(now)
 
+    def used_up(self, for_s: float) -> None:
+        """It answered, and said that this was the last for so long."""
+        self.cool_down(for_s, time.monotonic())
+
     def cool_down(self, for_s: float, now: float) -> None:
         """Its provider said that a limit is reached, and for how long."""
         self._cool_until = max(self._cool_until, now + for_s)

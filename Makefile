@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 	"$$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 
-# Tests wait more than they compute: two at a time even on one core.
-WORKERS ?= 2
+# Tests wait more than they compute: two at a time even on one core, one per core where there are more.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); [ "$$cores" -gt 2 ] && echo "$$cores" || echo 2)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test clients lint types fmt bench bench-peers docs reliability clean

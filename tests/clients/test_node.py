@@ -299,7 +299,7 @@ async def test_use_chat_shows_an_error_and_keeps_what_was_said(upstream: Upstrea
 async def test_use_chat_shows_an_error_after_the_head_was_sent(
     upstream: Upstream, use_chat: UseChat, tmp_path: Path, model: str
 ) -> None:
-    upstream.plan = Plan(fault="stall", fault_at=-1, status=500)
+    upstream.queue(Plan(fault="stall", fault_at=-1, status=500), Plan(status=500))
     head = tmp_path / "head"
     async with asyncio.TaskGroup() as group:
         asking = group.create_task(use_chat(model, signal=str(head)))

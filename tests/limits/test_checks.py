@@ -24,9 +24,9 @@ SOURCE = Path(__file__).parent.parent.parent / "src" / "gateway"
 # The whole of it: `ACL SETUSER gateway reset on >password <keys> <commands>`.
 ACL_KEYS = "resetchannels resetkeys ~cr:* ~key:* ~gw:* ~cap:*"
 ACL_COMMANDS = (
-    "-@all +ping +time +info +config|get +eval +evalsha +get +mget +set +expire +pexpire +persist"
-    " +hget +hmget +hgetall +hset +hsetnx +hdel +hincrby +sadd +sismember +smembers"
-    " +zadd +zcard +zcount +zscore +zrange +zrangebyscore +zrevrange +zrem +zremrangebyscore +xadd +xrevrange"
+    "-@all +ping +time +info +config|get +eval +evalsha +get +mget +set +del +expire +pexpire +persist +pttl"
+    " +hexists +hget +hmget +hgetall +hset +hsetnx +hdel +hincrby +sadd +sismember +smembers"
+    " +zadd +zcard +zcount +zscore +zrange +zrangebyscore +zrevrange +zrem +zremrangebyscore +xadd +xrange +xrevrange"
 )
 # For a cluster, for Sentinel, and for a database that is not 0.
 ACL_FORMS = "+cluster|slots +asking +role +select"

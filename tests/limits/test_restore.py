@@ -272,7 +272,7 @@ async def test_the_newest_lines_about_an_account_and_its_keys_count(books: Books
 async def test_an_operator_needs_four_commands_more_than_a_gateway(
     books: Books, store: Client, redis_server: RedisServer
 ) -> None:
-    rule = f"{ACL_KEYS} {ACL_COMMANDS} {ACL_FORMS} +pttl +scan +xrange +zscan"
+    rule = f"{ACL_KEYS} {ACL_COMMANDS} {ACL_FORMS} +scan +zscan"
     store.execute_command("ACL", "SETUSER", "operator", "reset", "on", ">pw", *rule.split())
     operator = RedisOwner(redis_server.url.replace("://", "://operator:pw@"), timeout_s=5)
     operator.start()

@@ -57,6 +57,7 @@ async def site() -> AsyncIterator[Site]:
             },
         }
         names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+        config["routing"] = {"retries": 0}  # each plan is for one request
         async with GatewayProcess(config, environment=dict.fromkeys(names, trap_url)) as gateway:
             running = Site(gateway, await gateway.account(), upstream, issuer, trap_url)
             yield running

@@ -48,6 +48,7 @@ async def gateway(provider: Upstream) -> AsyncIterator[GatewayProcess]:
         "models": {"fast": {"targets": ["up/gpt-upstream"]}},
         "tiers": {"default": {"requests": {"limit": 100_000}}, "tiny": {"requests": {"limit": 1, "period_s": 50}}},
         "server": {"commit_s": 0.5, "heartbeat_s": 0.2},
+        "routing": {"retry_share": 1},  # whatever failed in tests before: each request may be tried once more
     }
     async with GatewayProcess(config) as running:
         yield running

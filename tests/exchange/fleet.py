@@ -165,7 +165,8 @@ async def fleet(config: Json, *, replicas: int = 1, price: Json | None = None) -
         upstream.plan = Plan(text=("one", " two"))
         redis = stack.enter_context(RedisServer())
         store = stack.enter_context(Redis.from_url(redis.url))
-        whole = {**config, "providers": {"up": provider(upstream, price), **config.get("providers", {})}}
+        providers = {"up": provider(upstream, price), **config.get("providers", {})}
+        whole = {"routing": {"retry_share": 1}, **config, "providers": providers}
         gateways = [GatewayProcess(whole, redis_url=redis.url) for _ in range(replicas)]
         for gateway in gateways:
             stack.push_async_callback(gateway.stop)

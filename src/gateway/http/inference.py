@@ -128,17 +128,20 @@ def query_of(scope: Scope) -> dict[str, str]:
 
 _NO_WISHES = Wishes()
 _TRUE = (b"1", b"true")
+_WISHES = (b"idempotency-key", b"x-gateway-")
 
 
 def _wishes(scope: Scope, body: bytes) -> Wishes:
     """What the headers ask for; raises ``RequestError`` where one of them is no value for it."""
-    key = idempotency_key(scope["headers"])
-    notices = any(name == b"x-gateway-events" and value.lower() in _TRUE for name, value in scope["headers"])
-    resumable = truth(scope["headers"], b"x-gateway-resumable")
-    is_strict = bool(truth(scope["headers"], b"x-gateway-strict"))
+    headers = [header for header in scope["headers"] if header[0].startswith(_WISHES)]
+    if not headers:  # as most
+        return _NO_WISHES
+    key = idempotency_key(headers)
+    notices = any(name == b"x-gateway-events" and value.lower() in _TRUE for name, value in headers)
+    resumable = truth(headers, b"x-gateway-resumable")
+    is_strict = bool(truth(headers, b"x-gateway-strict"))
     if key is None:
-        is_plain = not notices and not is_strict and resumable is None
-        return _NO_WISHES if is_plain else Wishes(notices=notices, resumable=resumable, is_strict=is_strict)
+        return Wishes(notices=notices, resumable=resumable, is_strict=is_strict)
     address = f"{scope['path']}?{scope['query_string'].decode('latin-1')}\n".encode()
     digest = hashlib.blake2b(address + body, digest_size=16).hexdigest()
     return Wishes(idempotency_key=key, digest=digest, notices=notices, resumable=resumable, is_strict=is_strict)

@@ -36,6 +36,7 @@ DETAILED = Usage(input=20, output=7, cache_read=5, cache_write=4, reasoning=3)
 class Understood(msgspec.Struct, frozen=True):
     """What a client knows when its answer has ended. Arguments of ``calls`` are JSON, read and written anew.
 
+    ``signature`` is what vouches for reasoning, be it on a thought or in a block of its own that nobody can read.
     ``usage`` leaves ``raw`` out; ``None`` where the client was told none. ``error`` is the message it is shown.
     """
 

@@ -95,10 +95,34 @@ PROVIDERS: dict[str, tuple[Loss, ...]] = {
         Loss("finish reason of a refusal", "`content_filter` (the provider's `refusal`)", _refusal_filters),
         Loss("a refusal", "text: the provider says it so", _refusal_as_text),
     ),
+    "gemini": (
+        Loss("finish reason of a refusal", "`content_filter` (the provider's `blockReason`)", _refusal_filters),
+        Loss("a refusal", "no words: the provider says nothing then", lacking("refusal")),
+        Loss(
+            "tokens written to the cache",
+            "never told: the format has no figure for them",
+            _usage_of("input", "output", "cache_read", "reasoning"),
+        ),
+    ),
+    "bedrock_converse": (
+        Loss("finish reason of a refusal", "`content_filter` (the provider's `content_filtered`)", _refusal_filters),
+        Loss("a refusal", "text: the provider says it so", _refusal_as_text),
+        Loss(
+            "reasoning tokens",
+            "never told apart: they are in the output",
+            _usage_of("input", "output", "cache_read", "cache_write"),
+        ),
+    ),
 }
 
 # By format: what is lost although client and provider both speak it; not here is what passes as it is.
 TOLD_ANEW = {"openai_responses": ("ids of the response and its items", "annotations", "log probabilities")}
+
+# By provider format: what it says and no client hears, with the habit of ``habits.py`` that shows it.
+UNHEARD = {
+    "gemini": {"pictures that it made, code that it ran, grounding": "gemini, code and files"},
+    "bedrock_converse": {"citations": "bedrock, a citation"},
+}
 
 # Cases that a format gets wrong though it could carry them: (client format, case) → what the client is told instead.
 # Each is a strict expected failure, so that its entry has to go when it is mended.

@@ -1,118 +1,14 @@
-"""What goes through the pairs of formats: the answers that a provider is ordered to give, and what requests lose.
+"""What requests lose between a client's format and a provider's: ``docs/translation.md`` is made of these rows."""
 
-``docs/translation.md`` is made of the second.
-"""
-
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 
-from gateway.canonical.events import Unified
-from gateway.canonical.usage import Usage
 from tests.conformance import cases
-from tests.conformance.cases import Understood
-from tests.conformance.requests import CHAT, MESSAGES, RESPONSES
-from tests.upstream import plan as upstream
-from tests.upstream.plan import Plan
+from tests.conformance.requests import CHAT, MESSAGES, PIXEL, RESPONSES
 
 Object = dict[str, Any]
-
-_USED = upstream.Usage(input=20, output=7, reasoning=0)
-_BROKEN = "The provider's stream ended before it was complete."
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A plan, and what of it a client should understand.
-
-    ``plans`` are those of providers for which it differs; ``wordings`` has what such a provider words otherwise.
-    """
-
-    name: str
-    plan: Plan
-    understood: Understood
-    plans: dict[str, Plan] = {}
-    wordings: dict[str, dict[str, str]] = {}
-
-    def plan_of(self, provider: str) -> Plan:
-        """The plan for a provider of this format."""
-        return self.plans.get(provider, self.plan)
-
-    def of(self, provider: str) -> Understood:
-        """What there is to understand."""
-        return msgspec.structs.replace(self.understood, **self.wordings.get(provider, {}))
-
-
-def _said(finish: Unified = Unified.STOP, usage: Usage = cases.USAGE, **said: Any) -> Understood:
-    return Understood(finish=finish, usage=usage, **said)
-
-
-_WEATHER = upstream.ToolCall(name="weather", arguments=('{"city":', '"Zürich"}'), id="call_a")
-_NOW = upstream.ToolCall(name="now", arguments=('{"zone":1.50}',), id="call_b")
-
-
-def _bare(arguments: str) -> Plan:
-    return Plan(tool_calls=(upstream.ToolCall(name="now", arguments=(arguments,), id="call_a"),), usage=_USED)
-
-
-# What a Responses provider sealed comes with the id of its item, and is marked as nobody else's.
-_ISSUED = f"responses:rs_{1:016x}{0:016x}:{cases.SIGNATURE}"
-_REASONED = Plan(text=cases.WORDS, reasoning=cases.THOUGHTS, signature=cases.SIGNATURE, usage=_USED)
-_DETAILED = upstream.Usage(input=20, output=7, cache_read=5, cache_write=4, reasoning=3)
-
-PLANS = (
-    Answer("text", Plan(text=cases.WORDS, usage=_USED), _said(text=cases.SAID)),
-    Answer(
-        "reasoning",
-        _REASONED,
-        _said(text=cases.SAID, reasoning="".join(cases.THOUGHTS), signature=cases.SIGNATURE),
-        wordings={"openai_responses": {"signature": _ISSUED}},
-    ),
-    Answer(
-        "single tool",
-        Plan(text=cases.WORDS, tool_calls=(_WEATHER,), usage=_USED),
-        _said(Unified.TOOL_CALLS, text=cases.SAID, calls=(cases.CITY,)),
-    ),
-    Answer(
-        "parallel tools",
-        Plan(tool_calls=(_WEATHER, _NOW), usage=_USED),
-        _said(Unified.TOOL_CALLS, calls=(cases.CITY, cases.ZONE)),
-    ),
-    # As the vendors send it: OpenAI writes an empty object, Anthropic nothing.
-    Answer(
-        "tool without arguments",
-        _bare("{}"),
-        _said(Unified.TOOL_CALLS, calls=(("call_a", "now", "{}"),)),
-        plans={"anthropic_messages": _bare("")},
-    ),
-    Answer("refusal", Plan(refusal=("I will ", "not."), usage=_USED), _said(refusal="I will not.")),
-    Answer(
-        "length",
-        Plan(text=cases.WORDS, finish_reason="length", usage=_USED),
-        _said(Unified.LENGTH, text=cases.SAID),
-    ),
-    Answer(
-        "content filter",
-        Plan(text=cases.WORDS, finish_reason="content_filter", usage=_USED),
-        _said(Unified.CONTENT_FILTER, text=cases.SAID),
-    ),
-    Answer(
-        "error within",
-        Plan(text=cases.WORDS, fault="error_event", usage=_USED),
-        Understood(text=cases.SAID, error="The provider failed with status 500."),
-        wordings={"anthropic_messages": {"error": "The provider is overloaded."}},
-    ),
-    Answer(
-        "truncated",
-        Plan(text=cases.WORDS, fault="truncate", usage=_USED),
-        Understood(text=cases.SAID, error=_BROKEN),
-        wordings={"anthropic_messages": {"error": "The provider's stream ended before the answer did."}},
-    ),
-    Answer(
-        "usage",
-        Plan(text=cases.WORDS, usage=_DETAILED),
-        _said(usage=cases.DETAILED, text=cases.SAID),
-    ),
-)
 
 
 class Unsent(msgspec.Struct, frozen=True):
@@ -133,6 +29,8 @@ class Unsent(msgspec.Struct, frozen=True):
 
 
 OPENAI, RESPONSES_API, ANTHROPIC = "openai_chat", "openai_responses", "anthropic_messages"
+GEMINI, BEDROCK = "gemini", "bedrock_converse"
+CLOUDS = (GEMINI, BEDROCK)
 
 
 def _turn(body: Object, *content: Object, role: str = "user") -> list[Object]:
@@ -148,6 +46,7 @@ _SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"
 _TOOL = {"type": "custom", "custom": {"name": "grep"}}
 _NOT_MADE = "the format has no such field"
 _NOT_TOLD = "not translated"
+_NO_TIME = "Claude does not think where it has to call"
 _SIXTEEN = "sent as 16, the least it takes"
 _THINKING: Object = {"tool_choice": None, "temperature": None, "top_p": None, "max_tokens": 9000}
 
@@ -160,6 +59,32 @@ def _failed_results() -> list[Object]:
     question, calls, results = MESSAGES["messages"]
     blocks = [{**it, "is_error": True} if it["type"] == "tool_result" else it for it in results["content"]]
     return [question, calls, {"role": "user", "content": blocks}]
+
+
+def _chat_image(detail: str | None) -> Object:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}", "detail": detail}}
+    return {"messages": _turn(CHAT, _WORDS, image)}
+
+
+def _responses_image(detail: str | None) -> Object:
+    image = {"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}", "detail": detail or "auto"}
+    return {"input": [*RESPONSES["input"], {"role": "user", "content": [image]}]}
+
+
+def _schema(**words: Any) -> Object:
+    return {"type": "object", "properties": {"city": {"type": "string", **words}}, "required": ["city"]}
+
+
+def _chat_tools(schema: Object, **more: Any) -> Object:
+    return {"tools": [{"type": "function", "function": {"name": "weather", "parameters": schema, **more}}]}
+
+
+def _responses_tools(schema: Object, **more: Any) -> Object:
+    return {"tools": [{"type": "function", "name": "weather", "parameters": schema, **more}]}
+
+
+def _anthropic_tools(schema: Object) -> Object:
+    return {"tools": [{"name": "weather", "input_schema": schema}]}
 
 
 _FROM_ANTHROPIC: tuple[tuple[str, Object, Object, str, Literal["dropped", "changed"]], ...] = (
@@ -194,32 +119,85 @@ _FROM_ANTHROPIC: tuple[tuple[str, Object, Object, str, Literal["dropped", "chang
     ),
 )
 
+# What Gemini loses of the above; the others are kept, or said by another word.
+_UNKNOWN_TO_GEMINI = ("marks for the prompt cache (`cache_control`)", "thinking in the history, redacted or not")
+_CHOICE = {"type": "tool", "name": "weather"}
+_OF_CALLS_AND_USERS: tuple[tuple[str, str, Object, Object], ...] = (
+    *(
+        (client, what, {field: value}, {field: None})
+        for client in (OPENAI, RESPONSES_API)
+        for what, field, value in (
+            ("`parallel_tool_calls: false`", "parallel_tool_calls", False),
+            ("`user`", "user", "u1"),
+        )
+    ),
+    (
+        ANTHROPIC,
+        "`disable_parallel_tool_use`",
+        {"tool_choice": {**_CHOICE, "disable_parallel_tool_use": True}},
+        {"tool_choice": _CHOICE},
+    ),
+    (ANTHROPIC, "`metadata.user_id`", {"metadata": {"user_id": "u1"}}, {"metadata": None}),
+)
+_TOOLS: dict[str, Callable[..., Object]] = {
+    OPENAI: _chat_tools,
+    RESPONSES_API: _responses_tools,
+    ANTHROPIC: _anthropic_tools,
+}
+_ADDRESS = "https://example.com/z.png"
+_BY_URL: dict[str, Object] = {
+    OPENAI: {"messages": _turn(CHAT, _WORDS, {"type": "image_url", "image_url": {"url": _ADDRESS}})},
+    RESPONSES_API: {
+        "input": [
+            *RESPONSES["input"],
+            {"role": "user", "content": [{"type": "input_image", "image_url": _ADDRESS}]},
+        ]
+    },
+    ANTHROPIC: {"messages": _turn(MESSAGES, {"type": "image", "source": {"type": "url", "url": _ADDRESS}})},
+}
+
 REQUESTS = (
-    # Chat Completions → Responses and Anthropic
+    # Chat Completions → all others
     *(
         Unsent(OPENAI, provider, what, fields, field)
-        for provider in (RESPONSES_API, ANTHROPIC)
+        for provider in (RESPONSES_API, ANTHROPIC, *CLOUDS)
         for what, fields, field in (
-            ("several choices (`n`)", {"n": 2}, "n"),
             ("custom tools", {"tools": [*CHAT["tools"], _TOOL]}, "tools[2]"),
-            ("audio in", {"messages": _turn(CHAT, _WORDS, _SOUND)}, "messages"),
             ("audio out (`modalities`, `audio`)", {"modalities": ["text", "audio"]}, "modalities"),
             ("`prediction`", {"prediction": {"type": "content", "content": "x"}}, "prediction"),
             ("`web_search_options`", {"web_search_options": {}}, "web_search_options"),
         )
     ),
     *(
-        Unsent(OPENAI, provider, what, fields, why=_NOT_MADE)
+        Unsent(OPENAI, provider, "several choices (`n`)", {"n": 2}, "n")
+        for provider in (RESPONSES_API, ANTHROPIC, BEDROCK)
+    ),
+    Unsent(OPENAI, GEMINI, "more than eight choices (`n`)", {"n": 9}, "n"),
+    *(
+        Unsent(OPENAI, provider, "audio in", {"messages": _turn(CHAT, _WORDS, _SOUND)}, "messages")
         for provider in (RESPONSES_API, ANTHROPIC)
+    ),
+    *(
+        Unsent(OPENAI, provider, what, fields, why=_NOT_MADE)
+        for provider in (RESPONSES_API, ANTHROPIC, BEDROCK)
         for what, fields in (
             ("`seed`", {"seed": 7}),
             ("`frequency_penalty`, `presence_penalty`", {"frequency_penalty": 0.5, "presence_penalty": 0.5}),
-            ("`logit_bias`", {"logit_bias": {"50256": -100}}),
         )
+    ),
+    Unsent(OPENAI, GEMINI, "a `seed` of more than 32 bits", {"seed": 2**40}, why="it takes no more"),
+    *(
+        Unsent(OPENAI, provider, "`logit_bias`", {"logit_bias": {"50256": -100}}, why=_NOT_MADE)
+        for provider in (RESPONSES_API, ANTHROPIC, *CLOUDS)
     ),
     *(
         Unsent(OPENAI, provider, what, fields, why=why)
-        for provider, why in ((RESPONSES_API, _NOT_TOLD), (ANTHROPIC, _NOT_MADE))
+        for provider, why in (
+            (RESPONSES_API, _NOT_TOLD),
+            (ANTHROPIC, _NOT_MADE),
+            (GEMINI, _NOT_TOLD),
+            (BEDROCK, _NOT_TOLD),
+        )
         for what, fields in (
             ("`logprobs`", {"logprobs": True, "top_logprobs": 2}),
             (
@@ -227,6 +205,30 @@ REQUESTS = (
                 {"metadata": {"a": "b"}, "store": True, "service_tier": "flex", "verbosity": "low"},
             ),
         )
+    ),
+    *(
+        Unsent(client, provider, "`detail` of an image", shown("high"), instead=shown(None), why=_NOT_MADE)
+        for client, shown in ((OPENAI, _chat_image), (RESPONSES_API, _responses_image))
+        for provider in (ANTHROPIC, *CLOUDS)
+    ),
+    *(
+        Unsent(OPENAI, provider, "`reasoning_effort` beside a forced tool", {"reasoning_effort": "high"}, why=_NO_TIME)
+        for provider in (ANTHROPIC, BEDROCK)
+    ),
+    *(
+        Unsent(
+            RESPONSES_API, provider, "`reasoning` beside a forced tool", {"reasoning": {"effort": "high"}}, why=_NO_TIME
+        )
+        for provider in (ANTHROPIC, BEDROCK)
+    ),
+    Unsent(
+        OPENAI,
+        GEMINI,
+        "`reasoning_effort` above `high`",
+        {"reasoning_effort": "xhigh"},
+        instead={"reasoning_effort": "high"},
+        why="sent as the highest level that all models take",
+        fate="changed",
     ),
     Unsent(OPENAI, RESPONSES_API, "`stop`", {"stop": ["END"]}, "stop"),
     Unsent(
@@ -238,15 +240,45 @@ REQUESTS = (
         why=_SIXTEEN,
         fate="changed",
     ),
-    Unsent(OPENAI, ANTHROPIC, "`temperature` above 1", {"temperature": 1.5}, "temperature"),
-    Unsent(
-        OPENAI,
-        ANTHROPIC,
-        "`response_format` of type `json_object`",
-        {"response_format": {"type": "json_object"}},
-        why="without a schema the instructions have to say it",
+    *(
+        Unsent(client, provider, "`temperature` above 1", {"temperature": 1.5}, "temperature")
+        for client in (OPENAI, RESPONSES_API)
+        for provider in (ANTHROPIC, BEDROCK)
     ),
-    # Responses → Chat Completions and Anthropic
+    *(
+        Unsent(
+            OPENAI,
+            provider,
+            "`response_format` of type `json_object`",
+            {"response_format": {"type": "json_object"}},
+            why="without a schema the instructions have to say it",
+        )
+        for provider in (ANTHROPIC, BEDROCK)
+    ),
+    *(
+        Unsent(
+            client,
+            GEMINI,
+            "words of a schema that it does not know (`pattern`, `not`, …)",
+            tools(_schema(pattern="^Z")),
+            instead=tools(_schema()),
+            why="sent without them: arguments of that shape and more",
+            fate="changed",
+        )
+        for client, tools in _TOOLS.items()
+    ),
+    *(
+        Unsent(
+            client,
+            GEMINI,
+            "`strict` of tools",
+            _TOOLS[client](_schema(), strict=True),
+            instead=_TOOLS[client](_schema()),
+            why=_NOT_MADE,
+        )
+        for client in (OPENAI, RESPONSES_API)
+    ),
+    # Responses → all others
     *(
         Unsent(
             RESPONSES_API,
@@ -255,7 +287,7 @@ REQUESTS = (
             {"metadata": {"a": "b"}, "truncation": "auto", "service_tier": "flex", "text": {"verbosity": "low"}},
             why=_NOT_TOLD,
         )
-        for provider in (OPENAI, ANTHROPIC)
+        for provider in (OPENAI, ANTHROPIC, *CLOUDS)
     ),
     *(
         Unsent(
@@ -272,11 +304,11 @@ REQUESTS = (
             },
             why="a provider takes back only what it signed",
         )
-        for provider in (OPENAI, ANTHROPIC)
+        for provider in (OPENAI, ANTHROPIC, *CLOUDS)
     ),
     *(
         Unsent(RESPONSES_API, provider, what, fields, field)
-        for provider in (OPENAI, RESPONSES_API, ANTHROPIC)
+        for provider in (OPENAI, RESPONSES_API, ANTHROPIC, *CLOUDS)
         for what, fields, field in (
             ("`previous_response_id`", {"previous_response_id": "resp_1"}, "previous_response_id"),
             ("`background`", {"background": True}, "background"),
@@ -284,7 +316,6 @@ REQUESTS = (
             ("OpenAI's built-in tools", {"tools": [{"type": "file_search"}]}, "tools[0]"),
         )
     ),
-    Unsent(RESPONSES_API, ANTHROPIC, "`temperature` above 1", {"temperature": 1.5}, "temperature"),
     # Responses → Responses
     Unsent(
         RESPONSES_API,
@@ -303,10 +334,10 @@ REQUESTS = (
         why="sent as false: what the gateway keeps is not kept twice",
         fate="changed",
     ),
-    # Anthropic → Chat Completions and Responses
+    # Anthropic → all others
     *(
         Unsent(ANTHROPIC, provider, what, fields, field)
-        for provider in (OPENAI, RESPONSES_API)
+        for provider in (OPENAI, RESPONSES_API, *CLOUDS)
         for what, fields, field in (
             ("`container`", {"container": "c1"}, "container"),
             ("`mcp_servers`", {"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
@@ -325,6 +356,14 @@ REQUESTS = (
         why="OpenAI takes four at most",
         fate="rejected",
     ),
+    Unsent(
+        ANTHROPIC,
+        GEMINI,
+        "more than five `stop_sequences`",
+        {"stop_sequences": list("abcdef")},
+        why="Google takes five at most",
+        fate="rejected",
+    ),
     Unsent(ANTHROPIC, RESPONSES_API, "`stop_sequences`", {"stop_sequences": ["END"]}, "stop_sequences"),
     Unsent(
         ANTHROPIC,
@@ -340,4 +379,25 @@ REQUESTS = (
         for provider in (OPENAI, RESPONSES_API)
         for what, fields, instead, why, fate in _FROM_ANTHROPIC
     ),
+    *(
+        Unsent(ANTHROPIC, GEMINI, what, fields, instead=instead, why=why, fate=fate)
+        for what, fields, instead, why, fate in _FROM_ANTHROPIC
+        if what in _UNKNOWN_TO_GEMINI
+    ),
+    Unsent(
+        ANTHROPIC,
+        GEMINI,
+        "the budget of `thinking`",
+        _budget(5000),
+        instead=_budget(8000),
+        why="sent to models after 2.5 as a level: low up to 1,024 tokens, medium up to 8,192, else high",
+        fate="changed",
+    ),
+    # All → Gemini and Bedrock
+    *(
+        Unsent(client, provider, what, fields, instead=instead, why=_NOT_MADE)
+        for provider in CLOUDS
+        for client, what, fields, instead in _OF_CALLS_AND_USERS
+    ),
+    *(Unsent(client, BEDROCK, "images by URL", fields, "messages") for client, fields in _BY_URL.items()),
 )

@@ -14,7 +14,7 @@ from gateway.canonical.events import Unified
 from gateway.canonical.usage import Usage
 from gateway.config import Config
 from gateway.protocols.ai_sdk_ui.parts import SIGNER
-from gateway.protocols.openai_responses.items import seal_signature
+from gateway.protocols.openai_responses.items import seal_redacted, seal_signature
 from gateway.protocols.wire import Reply, ServerRole
 from gateway.surface import inference_roles
 from tests.conformance.cases import Understood
@@ -113,7 +113,7 @@ def chat_stream(output: bytes) -> Understood:
     return Understood(
         text=said.text,
         reasoning=said.reasoning,
-        signature="".join(detail.get("signature") or "" for detail in details),
+        signature="".join(detail.get("signature") or detail.get("data") or "" for detail in details),
         refusal=said.refusal,
         calls=tuple((identity, name, arguments(text)) for identity, name, text in said.calls),
         finish=OPENAI_FINISH[said.finish] if said.finish else None,
@@ -131,7 +131,9 @@ def chat_whole(output: bytes) -> Understood:
     return Understood(
         text=message["content"] or "",
         reasoning=message.get("reasoning_content") or "",
-        signature="".join(detail.get("signature") or "" for detail in message.get("reasoning_details") or ()),
+        signature="".join(
+            detail.get("signature") or detail.get("data") or "" for detail in message.get("reasoning_details") or ()
+        ),
         refusal=message["refusal"] or "",
         calls=tuple((identity, function["name"], arguments(function["arguments"])) for identity, function in calls),
         finish=OPENAI_FINISH[choice["finish_reason"]],
@@ -187,7 +189,7 @@ def response(answer: Object) -> Understood:
 
 def unsealed(item: Object) -> str:
     sealed: str = item.get("encrypted_content", "")
-    return sealed.removeprefix(seal_signature(""))
+    return sealed.removeprefix(seal_signature("")).removeprefix(seal_redacted(""))
 
 
 def response_usage(usage: Object) -> Usage:
@@ -240,7 +242,11 @@ def anthropic_blocks(content: list[Object]) -> Understood:
     return Understood(
         text="".join(block["text"] for block in content if block["type"] == "text"),
         reasoning="".join(block["thinking"] for block in content if block["type"] == "thinking"),
-        signature="".join(block.get("signature", "") for block in content if block["type"] == "thinking"),
+        signature="".join(
+            block.get("signature", "") if block["type"] == "thinking" else block["data"]
+            for block in content
+            if block["type"] in ("thinking", "redacted_thinking")
+        ),
         calls=tuple((block["id"], block["name"], arguments(json.dumps(block["input"]))) for block in calls),
     )
 
@@ -290,7 +296,7 @@ def ai_sdk_4_stream(output: bytes) -> Understood:
     return Understood(
         text=joined("0"),
         reasoning=joined("g"),
-        signature="".join(value["signature"] for code, value in parts if code == "j"),
+        signature="".join(value.get("signature") or value["data"] for code, value in parts if code in ("i", "j")),
         calls=tuple((call["toolCallId"], call["toolName"], arguments(json.dumps(call["args"]))) for call in calls),
         finish=ui_finish(ended[0]["finishReason"]) if ended else None,
         usage=None if usage is None else Usage(input=usage["promptTokens"], output=usage["completionTokens"]),
@@ -311,7 +317,7 @@ def ui_stream(output: bytes) -> Understood:
     return Understood(
         text="".join(part["text"] for part in parts if part["type"] == "text"),
         reasoning="".join(part["text"] for part in parts if part["type"] == "reasoning"),
-        signature="".join(own["signature"] for own in signed),
+        signature="".join(own.get("signature") or own.get("redactedData") or "" for own in signed),
         calls=tuple((c["toolCallId"], c["type"][5:], arguments(json.dumps(c["input"]))) for c in calls),
         finish=ui_finish(about["finishReason"]) if about else None,
         usage=ui_usage(about["usage"]) if about else None,

@@ -5,12 +5,16 @@ at all is judged by the simulated provider's own rules.
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from tests.upstream.anthropic_messages import AnthropicMessages
-from tests.upstream.exchange import Received
+from tests.upstream.bedrock import Bedrock
+from tests.upstream.exchange import Received, Vendor
+from tests.upstream.gemini import Gemini
 from tests.upstream.openai_chat import OpenAIChat
 from tests.upstream.openai_responses import OpenAIResponses
 
@@ -37,6 +41,20 @@ class Asked(msgspec.Struct, frozen=True):
     user: str
 
 
+# What a provider thinks is asked of models only that are known to reason.
+MODELS = {
+    "openai_chat": "model-x",
+    "openai_responses": "gpt-5-x",
+    "anthropic_messages": "model-x",
+    "gemini": "gemini-3-x",
+    "bedrock_converse": "anthropic.claude-x",
+}
+# Formats whose model stands in the path, and so does that the answer is streamed.
+PATHS = {
+    "gemini": f"/v1beta/models/{MODELS['gemini']}:streamGenerateContent",
+    "bedrock_converse": f"/model/{MODELS['bedrock_converse']}/converse-stream",
+}
+
 EXPECTED = Asked(
     said=(
         ("system", SYSTEM),
@@ -57,6 +75,16 @@ EXPECTED = Asked(
     top_p=0.75,
     user="u1",
 )
+
+
+_NEITHER = {"is_single": False, "user": ""}
+# What a format has no word for, whatever the client's: it is declared in ``pairs`` as well.
+UNSAID: dict[str, Object] = {"gemini": _NEITHER, "bedrock_converse": _NEITHER}
+
+
+def expected_of(provider: str) -> Asked:
+    """What a provider should have been asked."""
+    return msgspec.structs.replace(EXPECTED, **UNSAID.get(provider, {}))
 
 
 def _function(identity: str, name: str, arguments: str) -> Object:
@@ -162,40 +190,32 @@ MESSAGES: Object = {
 BODIES = {"openai_chat": CHAT, "openai_responses": RESPONSES, "anthropic_messages": MESSAGES}
 
 
-def received(body: bytes) -> Received:
-    """The body as it arrives at any provider."""
+def received(body: bytes, provider: str) -> Received:
+    """The body as it arrives at a provider of this format."""
     headers = {"authorization": "Bearer k", "x-api-key": "k", "anthropic-version": "2023-06-01"}
+    path, query = PATHS.get(provider, "/"), "alt=sse" if provider == "gemini" else ""
     return Received(
-        method="POST", path="/", query="", headers=headers, raw=body, body=json.loads(body), serial=1, status=200
+        method="POST", path=path, query=query, headers=headers, raw=body, body=json.loads(body), serial=1, status=200
     )
 
 
-def taken_by_openai(body: bytes) -> Object:
-    """The body, once OpenAI would have taken it; raises ``Rejected``."""
-    arrived = received(body)
-    OpenAIChat(strict_fields=True).check(arrived)
-    return arrived.body  # type: ignore[no-any-return]
-
-
-def taken_by_responses(body: bytes) -> Object:
-    """The body, once OpenAI would have taken it at its newer endpoint; raises ``Rejected``."""
-    arrived = received(body)
-    OpenAIResponses(strict_fields=True).check(arrived)
-    return arrived.body  # type: ignore[no-any-return]
-
-
-def taken_by_anthropic(body: bytes) -> Object:
-    """The body, once Anthropic would have taken it; raises ``Rejected``."""
-    arrived = received(body)
-    AnthropicMessages().check(arrived)
-    return arrived.body  # type: ignore[no-any-return]
-
-
-TAKEN = {
-    "openai_chat": taken_by_openai,
-    "openai_responses": taken_by_responses,
-    "anthropic_messages": taken_by_anthropic,
+VENDORS: dict[str, Callable[[], Vendor]] = {
+    "openai_chat": lambda: OpenAIChat(strict_fields=True),
+    "openai_responses": lambda: OpenAIResponses(strict_fields=True),
+    "anthropic_messages": AnthropicMessages,
+    "gemini": Gemini,
+    "bedrock_converse": lambda: Bedrock(None, None),
 }
+
+
+def taken(provider: str, body: bytes) -> Object:
+    """The body, once a provider of this format would have taken it; raises ``Rejected``."""
+    arrived = received(body, provider)
+    VENDORS[provider]().check(arrived)
+    return arrived.body  # type: ignore[no-any-return]
+
+
+TAKEN = {provider: partial(taken, provider) for provider in VENDORS}
 
 
 def asked_of_openai(body: Object) -> Asked:
@@ -206,7 +226,8 @@ def asked_of_openai(body: Object) -> Asked:
         if role == "tool":
             said.append(("result", message["tool_call_id"], content))
             continue
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+        parts: list[Object] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        for part in parts:
             if part["type"] == "text":
                 said.append((role, part["text"]))
             else:
@@ -294,8 +315,66 @@ def _fact(role: str, block: Object) -> Fact:
     return (role, block["text"])
 
 
+def asked_of_gemini(body: Object) -> Asked:
+    """What Gemini makes of a body; a declaration without a schema is a function without parameters."""
+    said: list[Fact] = [("system", part["text"]) for part in body["systemInstruction"]["parts"]]
+    for content in body["contents"]:
+        said += [_gemini_fact(content["role"], part) for part in content["parts"]]
+    config, order = body["generationConfig"], body["toolConfig"]["functionCallingConfig"]
+    tools = [declaration for tool in body["tools"] for declaration in tool["functionDeclarations"]]
+    return Asked(
+        said=tuple(said),
+        tools={tool["name"]: (tool.get("description"), tool.get("parametersJsonSchema", EMPTY)) for tool in tools},
+        choice="".join(order["allowedFunctionNames"]) if order["mode"] == "ANY" else "",
+        tokens_max=config["maxOutputTokens"],
+        temperature=config["temperature"],
+        top_p=config["topP"],
+        **UNSAID["gemini"],
+    )
+
+
+def _gemini_fact(role: str, part: Object) -> Fact:
+    if call := part.get("functionCall"):
+        return ("call", call["id"], call["name"], call["args"])
+    if result := part.get("functionResponse"):
+        return ("result", result["id"], "".join(result["response"].values()))
+    if file := part.get("inlineData"):
+        return ("image", file["mimeType"], file["data"])
+    return ("assistant" if role == "model" else role, part["text"])
+
+
+def asked_of_bedrock(body: Object) -> Asked:
+    """What a model at Bedrock makes of a body."""
+    said: list[Fact] = [("system", block["text"]) for block in body["system"]]
+    for turn in body["messages"]:
+        said += [_bedrock_fact(turn["role"], block) for block in turn["content"]]
+    config = body["inferenceConfig"]
+    tools = [tool["toolSpec"] for tool in body["toolConfig"]["tools"]]
+    return Asked(
+        said=tuple(said),
+        tools={tool["name"]: (tool.get("description"), tool["inputSchema"]["json"]) for tool in tools},
+        choice=body["toolConfig"]["toolChoice"]["tool"]["name"],
+        tokens_max=config["maxTokens"],
+        temperature=config["temperature"],
+        top_p=config["topP"],
+        **UNSAID["bedrock_converse"],
+    )
+
+
+def _bedrock_fact(role: str, block: Object) -> Fact:
+    if call := block.get("toolUse"):
+        return ("call", call["toolUseId"], call["name"], call["input"])
+    if result := block.get("toolResult"):
+        return ("result", result["toolUseId"], "".join(inner["text"] for inner in result["content"]))
+    if image := block.get("image"):
+        return ("image", f"image/{image['format']}", image["source"]["bytes"])
+    return (role, block["text"])
+
+
 ASKED = {
     "openai_chat": asked_of_openai,
     "openai_responses": asked_of_responses,
     "anthropic_messages": asked_of_anthropic,
+    "gemini": asked_of_gemini,
+    "bedrock_converse": asked_of_bedrock,
 }

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from tests.conformance.answers import PLANS
 from tests.conformance.cases import CASES
-from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, TOLD_ANEW, UNREPAIRED, Loss, understood_by
-from tests.conformance.pairs import PLANS, REQUESTS, Unsent
+from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, TOLD_ANEW, UNHEARD, UNREPAIRED, Loss, understood_by
+from tests.conformance.pairs import REQUESTS, Unsent
 from tests.conformance.readers import FORMATS
-from tests.conformance.requests import BODIES
+from tests.conformance.requests import BODIES, PATHS
 
 DOC = Path(__file__).parent.parent.parent / "docs" / "translation.md"
 
+# Formats that only providers speak.
+TITLES = {"gemini": "Gemini", "bedrock_converse": "Bedrock Converse"}
 _PASSED = "nothing: passed as it is"
 
 HEAD = """# Translation
@@ -24,13 +27,14 @@ so do the events of Chat Completions and Messages. Those of Responses are told a
 """
 KEPT = """## Pairs
 
-In every pair these are kept: system, user and assistant text, images, tools with their schemas, calls with their
-arguments, results, a forced tool, one call at a time, the output limit, `temperature`, `top_p` and the user; and of the
-answer its text, reasoning, calls with their arguments, finish reason and usage with cached and reasoning tokens, an
-error within the stream, and that a stream was truncated. A client of any of the three may send an answer back as it got
-it: Anthropic gets its own thinking with the signatures it gave, a provider of Responses its own reasoning as it was
-encrypted. A conversation with calls that were never answered is repaired where the formats differ. What a pair does not
-carry:
+In every pair these are kept, but for what its row names: system, user and assistant text, images, tools with their
+schemas, calls with their arguments, results, a forced tool, one call at a time, the output limit, `temperature`,
+`top_p` and the user; and of the answer its text, reasoning, calls with their arguments, finish reason and usage with
+cached and reasoning tokens, an error within the stream, and that a stream was truncated. A client of any of the three
+may send an answer back as it got it: Anthropic and Claude at Bedrock get their own thinking with the signatures they
+gave, Gemini its thought signatures on the parts that they came with, a provider of Responses its own reasoning as it
+was encrypted. A conversation with calls that were never answered is repaired where the formats differ. What a pair does
+not carry:
 """
 
 
@@ -47,13 +51,13 @@ def render() -> str:
 
 
 def _title(name: str) -> str:
-    return FORMATS[name].title
+    return TITLES.get(name) or FORMATS[name].title
 
 
 def _pairs() -> list[str]:
     lines = ["| client | provider | requests lose | answers lose |", "|---|---|---|---|"]
     for client in BODIES:
-        for provider in BODIES:
+        for provider in (*BODIES, *PATHS):
             cells = [_title(client), _title(provider), *_pair(client, provider)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -76,7 +80,7 @@ def _lost(client: str, provider: str) -> list[str]:
             if loss.change(said) != said:
                 found[loss.what] = None
             said = loss.change(said)
-    return list(found)
+    return [*found, *UNHEARD.get(provider, ())]
 
 
 def _requests() -> list[str]:
@@ -99,12 +103,16 @@ def _fate(unsent: Unsent) -> str:
 
 
 def _answers() -> list[str]:
-    lines = ["| side | format | said | becomes |", "|---|---|---|---|"]
+    lines = ["What a provider says is told to clients of every format, those of the AI SDK included.", ""]
+    lines += ["| side | format | said | becomes |", "|---|---|---|---|"]
     for side, declared in (("provider", PROVIDERS), ("client", ANSWERS)):
         for name, losses in declared.items():
-            lines += [_loss(side, name, loss) for loss in losses] or [
-                f"| {side} | {_title(name)} | everything | kept |"
-            ]
+            told = [_loss(side, name, loss) for loss in losses]
+            if side == "provider":
+                told += [
+                    f"| {side} | {_title(name)} | {what} | dropped: not translated |" for what in UNHEARD.get(name, ())
+                ]
+            lines += told or [f"| {side} | {_title(name)} | everything | kept |"]
     return lines
 
 

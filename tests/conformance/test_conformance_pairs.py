@@ -5,7 +5,6 @@ makes the answer.
 """
 
 import json
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -13,44 +12,56 @@ import pytest
 
 from gateway.canonical.errors import RequestError
 from gateway.canonical.events import Failure, UsageReport
-from gateway.canonical.request import Request
+from gateway.canonical.request import Loss, Request
 from gateway.canonical.usage import Usage
 from gateway.protocols.anthropic_messages import AnthropicMessagesClient
+from gateway.protocols.bedrock_converse.client import BedrockConverseClient
+from gateway.protocols.gemini.client import GeminiClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
 from gateway.protocols.openai_responses.client import OpenAiResponsesClient
 from gateway.protocols.wire import ClientRole, StreamMeta
+from tests.conformance.answers import PLANS, Answer
 from tests.conformance.cases import CREATED
 from tests.conformance.losses import ANSWERS, DEFECTS, PROVIDERS, UNREPAIRED, understood_by
-from tests.conformance.pairs import PLANS, REQUESTS, Answer, Unsent
+from tests.conformance.pairs import REQUESTS, Unsent
 from tests.conformance.readers import FORMATS, refused
-from tests.conformance.requests import ASKED, BODIES, EXPECTED, TAKEN, received
-from tests.upstream.anthropic_messages import AnthropicMessages
-from tests.upstream.exchange import Rejected, Vendor
-from tests.upstream.openai_chat import OpenAIChat
-from tests.upstream.openai_responses import OpenAIResponses
+from tests.conformance.requests import (
+    ASKED,
+    BODIES,
+    EXPECTED,
+    MODELS,
+    PATHS,
+    TAKEN,
+    VENDORS,
+    expected_of,
+    received,
+)
+from tests.upstream.exchange import Rejected
 from tests.upstream.plan import Plan, ToolCall
 
 PROVIDER_ROLES: dict[str, ClientRole] = {
     "openai_chat": OpenAiChatClient(),
     "openai_responses": OpenAiResponsesClient(clock=lambda: CREATED),
     "anthropic_messages": AnthropicMessagesClient(clock=lambda: CREATED),
+    "gemini": GeminiClient(clock=lambda: CREATED),
+    "bedrock_converse": BedrockConverseClient(clock=lambda: CREATED),
 }
-# What a provider of Responses thinks is asked of models only that are known to reason.
-MODELS = {"openai_chat": "model-x", "openai_responses": "gpt-5-x", "anthropic_messages": "model-x"}
-VENDORS: dict[str, Callable[[], Vendor]] = {
-    "openai_chat": lambda: OpenAIChat(strict_fields=True),
-    "openai_responses": lambda: OpenAIResponses(strict_fields=True),
-    "anthropic_messages": AnthropicMessages,
-}
+# AWS answers so as well where the gateway's account has no access to the model.
+OF_THE_ACCOUNT = (("bedrock_converse", 404),)
 PAIRS = list(product(BODIES, PROVIDER_ROLES))
 OWN = [it.fields for it in REQUESTS if it.client == it.provider]
 
 by_pair = pytest.mark.parametrize(("client", "provider"), PAIRS, ids=lambda name: name)
 
 
+def wished(client: str, **more: Any) -> Request:
+    """The conversation as a client of the format asks to have it answered."""
+    return FORMATS[client].role.decode_request(json.dumps({**BODIES[client], **more}).encode(), {})
+
+
 def asked(client: str, provider: str, **more: Any) -> bytes:
     """The body for the provider; raises ``RequestError`` as the gateway does."""
-    request: Request = FORMATS[client].role.decode_request(json.dumps({**BODIES[client], **more}).encode(), {})
+    request = wished(client, **more)
     role = PROVIDER_ROLES[provider]
     if request.untranslatable and request.format != role.name:  # as providers/http_provider.py does
         raise RequestError("cannot be sent to this model", param=request.untranslatable[0])
@@ -59,7 +70,7 @@ def asked(client: str, provider: str, **more: Any) -> bytes:
 
 def provider_bytes(provider: str, body: bytes, plan: Plan) -> bytes:
     """What the simulated provider streams for a plan; an error ends it where one is ordered."""
-    vendor, arrived, out = VENDORS[provider](), received(body), b""
+    vendor, arrived, out = VENDORS[provider](), received(body, provider), b""
     for step in vendor.stream(arrived, plan):
         if step.is_closing and plan.fault == "error_event":
             return out + vendor.error_event(arrived, plan)
@@ -71,8 +82,8 @@ def provider_bytes(provider: str, body: bytes, plan: Plan) -> bytes:
 
 def relayed(client: str, provider: str, plan: Plan, size: int) -> bytes:
     """What the client gets for a plan, if the provider's bytes come in pieces of ``size``."""
-    body = {**BODIES[client], "stream": True}
-    if client == "openai_chat":
+    body = {**BODIES.get(client, FORMATS[client].body), "stream": True}
+    if client in ("openai_chat", "openai_completions"):
         body["stream_options"] = {"include_usage": True}
     server, role = FORMATS[client].role, PROVIDER_ROLES[provider]
     request = server.decode_request(json.dumps(body).encode(), {})
@@ -93,10 +104,10 @@ def relayed(client: str, provider: str, plan: Plan, size: int) -> bytes:
 
 @by_pair
 def test_a_conversation_with_tools_arrives_as_it_was_written(client: str, provider: str) -> None:
-    assert ASKED[provider](TAKEN[provider](asked(client, provider))) == EXPECTED
+    assert ASKED[provider](TAKEN[provider](asked(client, provider))) == expected_of(provider)
 
 
-@by_pair
+@pytest.mark.parametrize(("client", "provider"), [pair for pair in PAIRS if pair[1] not in PATHS])
 def test_a_provider_is_always_asked_for_a_stream_with_usage(client: str, provider: str) -> None:
     body = json.loads(asked(client, provider, stream=False))
     assert body["stream"] is True and body["model"] == MODELS[provider]
@@ -120,24 +131,26 @@ def test_a_wish_about_calls_is_left_out_where_there_are_no_tools(
 
 
 def test_a_budget_for_thinking_becomes_an_effort() -> None:
-    chat, responses = (
+    chat, responses, gemini = (
         json.loads(asked(it.client, it.provider, **it.fields)) for it in REQUESTS if "thinking" in it.fields
     )
     assert chat["reasoning_effort"] == "medium"
     assert responses["reasoning"] == {"effort": "medium", "summary": "auto"}
+    assert gemini["generationConfig"]["thinkingConfig"] == {"includeThoughts": True, "thinkingLevel": "MEDIUM"}
 
 
-@pytest.mark.parametrize("size", [7, 10**6], ids=["in small pieces", "at once"])
 @pytest.mark.parametrize("answer", PLANS, ids=lambda answer: answer.name)
-@by_pair
+@pytest.mark.parametrize("provider", PROVIDER_ROLES)
+@pytest.mark.parametrize("client", FORMATS)
 def test_an_answer_arrives_but_for_what_is_declared_lost(
-    request: pytest.FixtureRequest, client: str, provider: str, answer: Answer, size: int
+    request: pytest.FixtureRequest, client: str, provider: str, answer: Answer
 ) -> None:
     if (client, answer.name) in DEFECTS and client != provider:  # what the provider sent passes untouched
         why = DEFECTS[client, answer.name]
         request.applymarker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=why))
-    understood = FORMATS[client].stream(relayed(client, provider, answer.plan_of(provider), size))
-    assert understood == understood_by((*PROVIDERS[provider], *ANSWERS[client]), answer.of(provider))
+    expected = understood_by((*PROVIDERS[provider], *ANSWERS[client]), answer.of(provider))
+    for size in (7, 10**6):
+        assert FORMATS[client].stream(relayed(client, provider, answer.plan_of(provider), size)) == expected
 
 
 @pytest.mark.parametrize("unsent", REQUESTS, ids=lambda it: f"{it.client}-{it.provider}-{it.what}")
@@ -156,6 +169,24 @@ def test_what_a_request_loses_is_what_is_declared(unsent: Unsent) -> None:
     assert json.loads(sent) == json.loads(plain)
 
 
+def lost(unsent: Unsent, fields: dict[str, Any]) -> set[Loss]:
+    """What ``x-gateway-warnings`` names, as providers/http_provider.py collects it."""
+    request = wished(unsent.client, **fields)
+    beside = (*request.untranslatable, *request.untold)
+    told = PROVIDER_ROLES[unsent.provider].losses(request, MODELS[unsent.provider])
+    return {*(Loss("dropped", name) for name in beside), *told}
+
+
+@pytest.mark.parametrize(
+    "unsent",
+    [it for it in REQUESTS if it.client != it.provider and it.refused is None and it.fate != "rejected"],
+    ids=lambda it: f"{it.client}-{it.provider}-{it.what}",
+)
+def test_what_is_dropped_or_changed_is_named_to_the_client(unsent: Unsent) -> None:
+    named = lost(unsent, unsent.fields)
+    assert named - lost(unsent, unsent.instead) or named - lost(unsent, {})
+
+
 @pytest.mark.parametrize(
     "unsent", [it for it in REQUESTS if it.client != it.provider and it.fields not in OWN], ids=lambda it: it.what
 )
@@ -168,15 +199,14 @@ def test_a_provider_of_the_clients_own_format_is_asked_for_all_of_it(unsent: Uns
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503, 529])
 @by_pair
 def test_an_error_before_the_answer_is_one_of_the_clients_format(client: str, provider: str, status: int) -> None:
-    vendor, arrived = VENDORS[provider](), received(json.dumps(BODIES[client]).encode())
+    vendor, arrived = VENDORS[provider](), received(json.dumps(BODIES[client]).encode(), provider)
     rejected = vendor.ordered_error(status)
     error = PROVIDER_ROLES[provider].decode_error(status, vendor.error(arrived, rejected), "up")
     reply = FORMATS[client].role.encode_error(error)
     assert refused(reply).error == error.message
     assert (reply.status < 500) == (status in (400, 404, 429))
-    assert (error.message == rejected.message) == (status in (400, 404)), (
-        "only what is said of the request is passed on"
-    )
+    is_of_the_request = status in (400, 404) and (provider, status) not in OF_THE_ACCOUNT
+    assert (error.message == rejected.message) == is_of_the_request, "only what is said of the request is passed on"
 
 
 def with_gaps(client: str) -> dict[str, Any]:
@@ -242,12 +272,34 @@ def given_back(client: str, output: bytes) -> dict[str, Any]:
     return {"messages": [body["messages"][0], *turns], "thinking": thinking, **plain}
 
 
+def kinds(provider: str, body: dict[str, Any]) -> list[str]:
+    """What a provider was sent of its own answer, in its own words; a signature has a star."""
+    match provider:
+        case "anthropic_messages":
+            return [block["type"] for block in body["messages"][1]["content"]]
+        case "openai_responses":
+            return [item.get("type", "message") for item in body["input"]]
+        case "gemini":
+            parts = body["contents"][1]["parts"]
+            return [kind if kind != "thoughtSignature" else f"* {part[kind]}" for part in parts for kind in part]
+    return [name for block in body["messages"][1]["content"] for name in block.get("reasoningContent", block)]
+
+
+GIVEN_BACK = {
+    "anthropic_messages": ["thinking", "redacted_thinking", "tool_use"],
+    "openai_responses": ["message", "reasoning", "reasoning", "function_call", "function_call_output"],
+    "gemini": ["functionCall", "* c2lnbmVk"],
+    "bedrock_converse": ["reasoningText", "redactedContent", "toolUse"],
+}
+
+
 @by_pair
 def test_an_answer_can_be_given_back_with_its_reasoning(client: str, provider: str) -> None:
-    plan = Plan(reasoning=("Hm.", " Yes."), redacted="c2VjcmV0", tool_calls=(ToolCall(name="now"),))
+    sign = "c2lnbmVk" if provider == "gemini" else ""
+    plan = Plan(reasoning=("Hm.", " Yes."), signature=sign, redacted="c2VjcmV0", tool_calls=(ToolCall(name="now"),))
     server, vendor = FORMATS[client].role, VENDORS[provider]()
     room = "max_output_tokens" if client == "openai_responses" else "max_tokens"
-    first = received(asked(client, provider))
+    first = received(asked(client, provider), provider)
     request = server.decode_request(json.dumps({**BODIES[client], "stream": False}).encode(), {})
     encoder = server.encoder(request, StreamMeta("r1", CREATED, provider))
     decoder = PROVIDER_ROLES[provider].decoder("up")
@@ -255,15 +307,11 @@ def test_an_answer_can_be_given_back_with_its_reasoning(client: str, provider: s
         for frame in decoder.feed(step.data):
             encoder.encode(frame)
     more = given_back(client, encoder.end(Usage()))
-    second = received(asked(client, provider, **more, **{room: 4000}))
+    second = received(asked(client, provider, **more, **{room: 4000}), provider)
     if (client, provider) != ("openai_chat", "openai_chat"):  # which knows no reasoning in a message
         vendor.check(second)
-    if provider == "anthropic_messages":
-        kinds = [block["type"] for block in second.body["messages"][1]["content"]]
-        assert kinds == ["thinking", "redacted_thinking", "tool_use"]
-    if provider == "openai_responses":
-        kinds = [item.get("type", "message") for item in second.body["input"]]
-        assert kinds == ["message", "reasoning", "reasoning", "function_call", "function_call_output"]
+    if provider in GIVEN_BACK:
+        assert kinds(provider, second.body) == GIVEN_BACK[provider]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

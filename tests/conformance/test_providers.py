@@ -1,7 +1,7 @@
 """Every format of providers over every shape of answer: the same words, calls, usage, reason, however the bytes fall.
 
-A format is one row of ``SPOKEN``, a vendor's habit one of ``HABITS``. ``test_recut.py`` cuts at every single offset and
-looks at what clients get; here it is what the decoders say.
+A format is one row of ``SPOKEN``, a vendor's habit one of ``habits.py``. ``test_recut.py`` cuts at every single offset
+and looks at what clients get; here it is what the decoders say.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import json
 import os
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -19,9 +19,7 @@ from botocore.session import get_session
 
 from gateway.canonical.errors import (
     ProviderError,
-    ProviderProtocolError,
     ProviderRateLimited,
-    ProviderRejected,
     ProviderUnavailable,
     StreamTruncated,
 )
@@ -37,10 +35,9 @@ from gateway.canonical.events import (
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
-    Unified,
     UsageReport,
 )
-from gateway.canonical.usage import Usage
+from gateway.config import BuiltInType
 from gateway.protocols.anthropic_messages import AnthropicMessagesClient
 from gateway.protocols.bedrock_converse.client import BedrockConverseClient
 from gateway.protocols.gemini.client import GeminiClient
@@ -48,25 +45,16 @@ from gateway.protocols.openai_chat.client import OpenAiChatClient
 from gateway.protocols.openai_responses.client import OpenAiResponsesClient
 from gateway.protocols.wire import ClientRole
 from gateway.providers.azure_chat import AzureChatClient
+from gateway.providers.quirky_chat import QuirkyChatClient
+from gateway.providers.rows import ROWS
+from gateway.providers.vertex import VertexAnthropicClient
+from tests.conformance.answers import PLANS, Answer
 from tests.conformance.cases import CREATED
-from tests.conformance.pairs import PLANS, Answer
-from tests.protocols.chat_streams import (
-    ENDING,
-    QUIRKS,
-    ROLE,
-    TEXT,
-    USAGE,
-    chunk,
-    every,
-    sse,
-    stream,
-)
-from tests.protocols.chat_streams import (
-    SPOKEN as SAID,
-)
+from tests.conformance.habits import HABITS, Heard
+from tests.conformance.losses import UNHEARD
 from tests.upstream.anthropic_messages import AnthropicMessages
 from tests.upstream.azure import AzureChat
-from tests.upstream.bedrock import Bedrock, event, exception
+from tests.upstream.bedrock import Bedrock
 from tests.upstream.exchange import Received, Vendor
 from tests.upstream.gemini import Gemini
 from tests.upstream.openai_chat import OpenAIChat
@@ -114,26 +102,31 @@ ASKED = {
 }
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer said. Arguments of ``calls`` are written anew; ``usage`` is without the vendor's object."""
+# What reads the answers of each type that a configuration can name.
+BY_TYPE = {
+    "openai": "openai_chat",
+    "openai_responses": "openai_responses",
+    "anthropic": "anthropic_messages",
+    "gemini": "gemini",
+    "vertex": "gemini",
+    "vertex_anthropic": "anthropic_messages",
+    "bedrock": "bedrock_converse",
+    "azure": "azure",
+}
 
-    text: str = ""
-    reasoning: str = ""
-    refusal: str = ""
-    calls: tuple[tuple[str, str], ...] = ()
-    finish: Unified | None = Unified.STOP
-    usage: Usage | None = None
-    failure: type[ProviderError] | None = None
+
+def request_to(spoken: Spoken) -> Received:
+    """The request as it arrives."""
+    body = json.dumps(ASKED).encode()
+    return Received(
+        method="POST", path=spoken.path, query=spoken.query, headers={}, raw=body, body=ASKED, serial=1, status=200
+    )
 
 
 def told(name: str, answer: Answer) -> bytes:
     """What the simulated provider streams for a plan."""
     spoken, out = SPOKEN[name], b""
-    body = json.dumps(ASKED).encode()
-    arrived = Received(
-        method="POST", path=spoken.path, query=spoken.query, headers={}, raw=body, body=ASKED, serial=1, status=200
-    )
-    vendor, plan = spoken.vendor(), answer.plan_of(name)
+    arrived, vendor, plan = request_to(spoken), spoken.vendor(), answer.plan_of(name)
     for step in vendor.stream(arrived, plan):
         if step.is_closing and plan.fault == "error_event":
             return out + vendor.error_event(arrived, plan)
@@ -218,196 +211,22 @@ def test_every_format_says_the_same(name: str, answer: Answer) -> None:
     assert heard(decoded(SPOKEN[name].role, told(name, answer))) == expected(name, answer)
 
 
-USED = Usage(input=12, output=7)
-CALLS = (("weather", '{"city":"Zürich"}'), ("now", "{}"))
-# How usage differs where a vendor of OpenAI's format tells more, or nothing.
-FIGURES = {"deepseek": Usage(input=12, output=7, cache_read=8)}
+@pytest.mark.parametrize("name", SPOKEN)
+def test_a_whole_answer_says_the_same_after_empty_lines_too(name: str) -> None:
+    spoken = SPOKEN[name]
+    for answer in (one for one in PLANS if one.plan.fault == "none" and one.name != "refusal"):
+        body = spoken.vendor().whole(request_to(spoken), answer.plan_of(name)).body
+        for lines in (b"", b"\n\n"):
+            events = [it for frame in spoken.role.decode_response(lines + body, "up") for it in frame.events]
+            assert heard(events) == expected(name, answer), answer.name
 
 
-def chat_error(**fields: Any) -> bytes:
-    return b"".join(map(sse, (ROLE, TEXT[0], {"error": {"message": "No.", **fields}})))
-
-
-def cut_short(failure: type[ProviderError]) -> Heard:
-    return Heard(text="Hel", finish=None, failure=failure)
-
-
-XAI = {**USAGE, "completion_tokens": 1, "total_tokens": 303, "completion_tokens_details": {"reasoning_tokens": 290}}
-FILTER = {
-    "choices": [],
-    "prompt_filter_results": [{"prompt_index": 0}],
-    "id": "",
-    "model": "",
-    "object": "",
-    "created": 0,
-}
-LATER = {
-    "choices": [{"index": 0, "content_filter_offsets": {}, "finish_reason": None}],
-    "id": "",
-    "model": "",
-    "object": "",
-}
-TOTALS = [{**USAGE, "completion_tokens": count, "total_tokens": 12 + count} for count in (1, 4, 7)]
-GEMINI_USED = {"usageMetadata": {"promptTokenCount": 12, "candidatesTokenCount": 7, "totalTokenCount": 19}}
-
-
-def gemini(*parts: Any, finish: str | None = None, **more: Any) -> bytes:
-    candidate = {"content": {"role": "model", "parts": list(parts)}, **({"finishReason": finish} if finish else {})}
-    payload = {"candidates": [candidate], "modelVersion": "m", "responseId": "r", **more}
-    return b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\r\n\r\n"
-
-
-def converse(*events: tuple[str, dict[str, Any]]) -> bytes:
-    return b"".join(event(name, fields) for name, fields in events)
-
-
-def at(index: int, **delta: Any) -> tuple[str, dict[str, Any]]:
-    return "contentBlockDelta", {"contentBlockIndex": index, "delta": delta}
-
-
-BEGUN = ("messageStart", {"role": "assistant"})
-METERED = (
-    "metadata",
-    {"usage": {"inputTokens": 12, "outputTokens": 7, "totalTokens": 19}, "metrics": {"latencyMs": 5}},
-)
-
-
-def stopped(reason: str) -> tuple[str, dict[str, Any]]:
-    return "messageStop", {"stopReason": reason}
-
-
-def tool(index: int, name: str) -> tuple[str, dict[str, Any]]:
-    start = {"toolUse": {"toolUseId": f"tooluse_{name}", "name": name}}
-    return "contentBlockStart", {"contentBlockIndex": index, "start": start}
-
-
-# What vendors do that their format does not foresee: format, bytes, and what is understood.
-HABITS: dict[str, tuple[str, bytes, Heard]] = {
-    **{
-        name: (
-            "openai_chat",
-            data,
-            Heard(
-                text=said.text,
-                reasoning=said.reasoning,
-                calls=tuple((tool, arguments) for _, tool, arguments in said.calls),
-                finish=Unified(said.finish or ""),
-                usage=FIGURES.get(name, USED),
-            ),
-        )
-        for name, (data, said) in QUIRKS.items()
-    },
-    "xai, output without reasoning": (
-        "openai_chat",
-        stream(*TEXT, ENDING[0], chunk(usage=XAI)),
-        Heard(text=SAID, usage=Usage(input=12, output=291, reasoning=290)),
-    ),
-    "perplexity, usage that grows": (
-        "openai_chat",
-        stream(
-            *(one for text, usage in zip(TEXT, TOTALS, strict=True) for one in every((text,), usage=usage)), ENDING[0]
-        ),
-        Heard(text=SAID, usage=USED),
-    ),
-    "two choices in one chunk": (
-        "openai_chat",
-        stream(
-            {**ROLE, "choices": [{"index": 1, "delta": {"content": "no"}}, *TEXT[0]["choices"]]},
-            {**ROLE, "choices": [{"index": number, "delta": {}, "finish_reason": "stop"} for number in (0, 1)]},
-            chunk(usage=USAGE),
-        ),
-        Heard(text="Hel", usage=USED),
-    ),
-    "no word of usage": ("openai_chat", stream(ROLE, *TEXT, ENDING[0]), Heard(text=SAID)),
-    "groq, a call it could not read": (
-        "openai_chat",
-        chat_error(type="invalid_request_error", code="tool_use_failed", failed_generation="<x"),
-        cut_short(ProviderRejected),
-    ),
-    "vllm, an error with a number": (
-        "openai_chat",
-        chat_error(type="BadRequestError", code=400) + b"data: [DONE]\n\n",
-        cut_short(ProviderRejected),
-    ),
-    "openrouter, an error with a finish": (
-        "openai_chat",
-        stream(ROLE, TEXT[0], chunk({"content": ""}, "error", error={"code": 502, "message": "Down."})),
-        cut_short(ProviderUnavailable),
-    ),
-    "a limit within": ("openai_chat", chat_error(code="rate_limit_exceeded"), cut_short(ProviderRateLimited)),
-    "no end at all": ("openai_chat", b"".join(map(sse, (ROLE, TEXT[0]))), cut_short(StreamTruncated)),
-    "no chunk": ("openai_chat", b"".join(map(sse, (ROLE, TEXT[0], [1]))), cut_short(ProviderProtocolError)),
-    "azure, opinions": (
-        "azure",
-        stream(FILTER, ROLE, *TEXT, ENDING[0], LATER, ENDING[1]),
-        Heard(text=SAID, usage=USED),
-    ),
-    "gemini, a call without id and arguments": (
-        "gemini",
-        gemini({"functionCall": {"name": "now"}}, finish="STOP", **GEMINI_USED),
-        Heard(calls=(("now", "{}"),), finish=Unified.TOOL_CALLS, usage=USED),
-    ),
-    "gemini, a prompt that is blocked": (
-        "gemini",
-        b'data: {"promptFeedback":{"blockReason":"SAFETY"},"usageMetadata":{"promptTokenCount":12}}\r\n\r\n',
-        Heard(finish=Unified.CONTENT_FILTER, usage=Usage(input=12)),
-    ),
-    "gemini, thoughts apart": (
-        "gemini",
-        gemini({"text": "Hm.", "thought": True})
-        + gemini(
-            {"text": SAID},
-            finish="STOP",
-            usageMetadata={
-                "promptTokenCount": 12,
-                "candidatesTokenCount": 5,
-                "thoughtsTokenCount": 2,
-                "totalTokenCount": 19,
-            },
-        ),
-        Heard(text=SAID, reasoning="Hm.", usage=Usage(input=12, output=7, reasoning=2)),
-    ),
-    "gemini, a bare error": (
-        "gemini",
-        gemini({"text": "Hel"}) + b'{"error": {"code": 503, "message": "Busy.", "status": "UNAVAILABLE"}}\n',
-        cut_short(ProviderUnavailable),
-    ),
-    "bedrock, usage before the end": (
-        "bedrock_converse",
-        converse(BEGUN, at(0, text=SAID), METERED, stopped("end_turn")),
-        Heard(text=SAID, usage=USED),
-    ),
-    "bedrock, a call without arguments": (
-        "bedrock_converse",
-        converse(BEGUN, tool(0, "now"), at(0, toolUse={"input": ""}), ("contentBlockStop", {"contentBlockIndex": 0}))
-        + converse(stopped("tool_use"), METERED),
-        Heard(calls=(("now", "{}"),), finish=Unified.TOOL_CALLS, usage=USED),
-    ),
-    "bedrock, a guardrail": (
-        "bedrock_converse",
-        converse(BEGUN, at(0, text="Hel"), stopped("guardrail_intervened"), METERED),
-        Heard(text="Hel", finish=Unified.CONTENT_FILTER, usage=USED),
-    ),
-    **{
-        f"bedrock, {name}": (
-            "bedrock_converse",
-            converse(BEGUN, at(0, text="Hel")) + exception(name, "No."),
-            cut_short(kind),
-        )
-        for name, kind in {
-            "throttlingException": ProviderRateLimited,
-            "modelStreamErrorException": ProviderUnavailable,
-            "serviceUnavailableException": ProviderUnavailable,
-            "internalServerException": ProviderUnavailable,
-            "validationException": ProviderRejected,
-        }.items()
-    },
-    "bedrock, a broken frame": (
-        "bedrock_converse",
-        converse(BEGUN, at(0, text="Hel")) + Bedrock.garbage,
-        cut_short(ProviderProtocolError),
-    ),
-}
+def test_every_type_of_provider_is_read_here() -> None:
+    assert BY_TYPE.keys() == set(get_args(BuiltInType)) and set(BY_TYPE.values()) == set(SPOKEN)
+    assert {row.type for row in ROWS.values()} <= BY_TYPE.keys()
+    # Two roles that write requests of their own kind, and read as the others do.
+    assert QuirkyChatClient.decoder is OpenAiChatClient.decoder
+    assert VertexAnthropicClient.decoder is AnthropicMessagesClient.decoder
 
 
 @pytest.mark.parametrize(("name", "data", "said"), HABITS.values(), ids=HABITS.keys())
@@ -419,6 +238,11 @@ STREAMS = [
     *(pytest.param(name, told(name, answer), id=f"{name}-{answer.name}") for name in SPOKEN for answer in PLANS),
     *(pytest.param(name, data, id=habit) for habit, (name, data, _) in HABITS.items()),
 ]
+
+
+def test_what_is_declared_unheard_is_among_the_habits() -> None:
+    shown = [(name, habit) for name, said in UNHEARD.items() for habit in said.values()]
+    assert shown and all(HABITS[habit][0] == name for name, habit in shown)
 
 
 @pytest.mark.parametrize(("name", "data"), STREAMS)

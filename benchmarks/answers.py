@@ -101,10 +101,16 @@ def named(payload: bytes) -> bytes:
 
 def anthropic_wording(model: str, chunks: int) -> Wording:
     usage = {"input_tokens": PROMPT_TOKENS, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}
-    message = {"id": "msg_bench", "type": "message", "role": "assistant", "model": model, "content": []}
+    message: dict[str, object] = {
+        "id": "msg_bench",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [],
+    }
     message |= {"stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 1}}
     opened = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-    ended = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+    ended: dict[str, object] = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
     ended |= {"usage": {**usage, "output_tokens": chunks}}
 
     def word(text: str) -> bytes:
@@ -141,7 +147,7 @@ def answer_of(model: str) -> bytes:
     """The whole non-streaming response of a model."""
     chunks = script_of(model, True).chunks
     text = " ".join([FIRST_WORD, *(WORDS[index % len(WORDS)] for index in range(1, chunks))])
-    message = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+    message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
     body = {
         "id": "chatcmpl-Bench0000000000000000000001",
         "object": "chat.completion",

@@ -5,10 +5,10 @@ the same for every target. TTFT is the time to the first word of the answer, not
 """
 
 import asyncio
-import json
 import re
 import time
 from dataclasses import dataclass, field
+from typing import cast
 
 import httptools
 
@@ -18,10 +18,8 @@ EVENT = b"data: "
 CARRY_BYTES = 24  # so that a mark cut by a packet's end is still found; longer than every mark
 STAMP = re.compile(rb"@(\d{6,})\D")
 FIRST = FIRST_WORD.encode()
-PROMPT = (
-    "You are on call for a small web shop. Read the following report of an incident and say in plain words "
-    "what happened, who noticed it, and what should be done first to keep it from happening again."
-)
+
+WORD, EMPTY_WORD = b'"content":"', b'"content":""'
 
 
 @dataclass
@@ -31,27 +29,47 @@ class Tally:
     done: int = 0
     events: int = 0
     errors: int = 0
+    words: int = 0
+    counts_words: bool = False
     ttft_s: list[float] = field(default_factory=list)
     total_s: list[float] = field(default_factory=list)
     delay_us: list[int] = field(default_factory=list)
 
     def clear(self) -> None:
-        self.done = self.events = self.errors = 0
+        self.done = self.events = self.errors = self.words = 0
         self.ttft_s, self.total_s, self.delay_us = [], [], []
 
+    def summary(self, seconds: float) -> dict[str, object]:
+        """What the window saw, times in milliseconds."""
+        delay_us = quantile(self.delay_us, 0.99)
+        return {
+            "done": self.done,
+            "events": self.events,
+            "words": self.words,
+            "errors": self.errors,
+            "seconds": round(seconds, 3),
+            "ttft_p50_ms": milliseconds(self.ttft_s, 0.5),
+            "ttft_p99_ms": milliseconds(self.ttft_s, 0.99),
+            "total_p50_ms": milliseconds(self.total_s, 0.5),
+            "total_p99_ms": milliseconds(self.total_s, 0.99),
+            "delay_p99_ms": None if delay_us is None else round(delay_us / 1000, 2),
+        }
 
-def encode_request(model: str, key: str, *, stream: bool) -> bytes:
-    """The bytes of one chat request, made once and sent many times."""
-    messages = [{"role": "system", "content": "You answer briefly."}, {"role": "user", "content": PROMPT}]
-    body: dict[str, object] = {"model": model, "messages": messages, "max_tokens": 4096, "temperature": 0.5}
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    payload = json.dumps(body).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: bench\r\naccept: application/json\r\n"
-        f"authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}\r\n\r\n"
-    )
-    return head.encode() + payload
+
+def quantile(values: list[float] | list[int], share: float) -> float | None:
+    """The value below which `share` of all lie; None of nothing."""
+    if not values:
+        return None
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def milliseconds(values: list[float], share: float) -> float | None:
+    value = quantile(values, share)
+    return None if value is None else round(value * 1000, 3)
+
+
+def words_in(text: bytes) -> int:
+    return text.count(WORD) - text.count(EMPTY_WORD)
 
 
 class Connection(asyncio.Protocol):
@@ -67,7 +85,7 @@ class Connection(asyncio.Protocol):
         self.tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.busy:
@@ -110,6 +128,8 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         tally, seen = self.tally, self.tail + body
         tally.events += seen.count(EVENT) - self.tail.count(EVENT)
+        if tally.counts_words:
+            tally.words += words_in(seen) - words_in(self.tail)
         if not self.seen_first and FIRST in seen:
             self.seen_first = True
             tally.ttft_s.append(time.perf_counter() - self.began)

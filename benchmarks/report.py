@@ -1,83 +1,52 @@
-"""From figures of rounds to medians, to a Markdown table, and to results/latest.json."""
+"""From figures of rounds to medians, to Markdown tables, and to results/latest.json."""
 
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.scenarios import Figures
+from benchmarks.driving import Figures
+from benchmarks.peers import PEERS
+from benchmarks.rows import ADDED, BUDGET, CAPACITY, COMPARED, COST, DELIVERED, EVERY_TITLE, OWN, RATIOS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
 
 Rounds = dict[str, list[Figures]]
-COST = {
-    "request_cpu_us": "CPU µs / request",
-    "stream64_cpu_us": "CPU µs / 64-chunk stream",
-    "translated64_cpu_us": "the same translated",
-    "translated64_ratio": "of the untouched",
-    "paced1k_cpu_us": "µs / chunk at 1,000/s",
-    "translated1k_cpu_us": "the same translated",
-    "translated1k_ratio": "of the untouched",
-    "paced5k_cpu_us": "µs / chunk at 5,000/s",
-    "translated5k_cpu_us": "the same translated",
-    "translated5k_ratio": "of the untouched",
-    "ttft_added_p50_ms": "TTFT added p50 ms",
-    "ttft_added_p99_ms": "TTFT added p99 ms",
-    "stream_added_p50_ms": "stream added p50 ms",
-    "request_added_p50_ms": "request added p50 ms",
-    "rss_mb": "RSS MB",
-    "stream_kb": "KB / open stream",
-    "left_open": "upstream streams open 1 s after 1,000 left",
-}
-DELIVERED = {
-    "request_per_s": "requests/s",
-    "stream64_per_s": "64-chunk streams/s",
-    "paced1k_per_s": "chunks/s of 1,000",
-    "paced1k_delay_p99_ms": "delay p99 ms",
-    "paced5k_per_s": "chunks/s of 5,000",
-    "paced5k_delay_p99_ms": "delay p99 ms (5,000/s)",
-    "ttft_p50_ms": "TTFT p50 ms",
-    "ttft_p99_ms": "TTFT p99 ms",
-    "hold_alive": "slow streams alive of 1,000",
-    "errors": "errors",
-}
-BUDGET = {
-    "request_cpu_us": "≤ 350",
-    "paced1k_cpu_us": "≤ 62",
-    "paced5k_cpu_us": "≤ 40",
-    "translated64_ratio": "≤ 2",
-    "translated1k_ratio": "≤ 2",
-    "translated5k_ratio": "≤ 2",
-    "ttft_added_p50_ms": "< 1",
-    "ttft_added_p99_ms": "< 5",
-    "stream_kb": "≤ 60",
-    "left_open": "0",
-}
+VERSIONS: dict[str, str] = {}
 SWITCHED_ON = """\
 On in `gateway`: authentication, limits, credit metering (a hold before the first token, in its own Redis), usage
-records, metrics, an access log line for each request. Its CPU figures include its Redis; the row below is that part.
-On in `litellm`: key check (master key) and its access log; no Redis, budgets or usage records. `nginx`: a plain proxy,
-no key check, no access log. Every figure is the median of the rounds, with the lowest and the highest in brackets."""
+records, metrics, an access log line for each request. Its CPU and memory figures include its Redis; the column after
+it is that part. On in `litellm`: key check (master key) and its access log; no Redis, budgets or usage records.
+`portkey`, `tensorzero`, `nginx`: no key check, no limits, no records. Every figure is the median of the rounds, with
+the lowest and the highest in brackets; memory, aborts, accounts and overspending are of the first round only."""
 
 
-TRANSLATED = {"translated64": "stream64", "translated1k": "paced1k", "translated5k": "paced5k"}
+def note_version(name: str, version: str) -> None:
+    """Remembers what is printed below the tables."""
+    VERSIONS[name] = version
+
+
+def note_peers(names: list[str]) -> None:
+    for name in names:
+        note_version(PEERS[name].title, PEERS[name].version())
 
 
 def add_differences(figures: dict[str, Figures]) -> None:
-    """What a target adds to the same round's direct answer, and what translating costs it beside passing on."""
-    direct = figures.get("direct")
+    """What a target adds to the same round's direct answer, and what a feature costs it beside the same without."""
+    direct = figures.get("direct", {})
     for name, own in figures.items():
-        for translated, untouched in TRANSLATED.items():
-            ours, base = own.get(f"{translated}_cpu_us"), own.get(f"{untouched}_cpu_us")
+        for feature, plain in RATIOS.items():
+            ours, base = own.get(f"{feature}_cpu_us"), own.get(f"{plain}_cpu_us")
             if ours is not None and base:
-                own[f"{translated}_ratio"] = ours / base
+                own[f"{feature}_ratio"] = ours / base
         own["errors"] = sum(value or 0 for key, value in own.items() if key.endswith("_errors"))
-        if direct is None or name == "direct":
-            continue
-        for kind in ("ttft_p50_ms", "ttft_p99_ms", "stream_p50_ms", "request_p50_ms"):
+        own["failed"] = sum(value or 0 for key, value in own.items() if key.endswith("_failed"))
+        for kind in ADDED if name != "direct" else ():
             ours, base = own.get(kind), direct.get(kind)
             if ours is not None and base is not None:
                 own[kind.replace("_p", "_added_p")] = ours - base
@@ -87,18 +56,24 @@ def values_of(rounds: list[Figures], key: str) -> list[float]:
     return [value for figures in rounds if (value := figures.get(key)) is not None]
 
 
+def median_of(rounds: list[Figures], key: str) -> float | None:
+    values = values_of(rounds, key)
+    return statistics.median(values) if values else None
+
+
 def short(value: float) -> str:
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if 0.99 < value < 1 else f"{value:.2f}"
 
 
 def cell(rounds: list[Figures], key: str) -> str:
     values = values_of(rounds, key)
     if not values:
         return "-"
-    median = short(statistics.median(values))
-    low, high = short(min(values)), short(max(values))
+    median, low, high = (short(value) for value in (statistics.median(values), min(values), max(values)))
     return median if low == high else f"{median} [{low} to {high}]"
 
 
@@ -106,22 +81,61 @@ def row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def table(results: Rounds, columns: dict[str, str], budget: dict[str, str]) -> str:
-    shown = {key: title for key, title in columns.items() if any(values_of(rounds, key) for rounds in results.values())}
-    lines = [row(["target", *shown.values()]), row(["---"] * (len(shown) + 1))]
-    for name, rounds in results.items():
-        lines.append(row([name, *(cell(rounds, key) for key in shown)]))
-        if any(any(values_of(rounds, f"{key}_redis")) for key in shown):
-            lines.append(row(["… of which Redis", *(cell(rounds, f"{key}_redis") for key in shown)]))
-        if name == "gateway" and budget.keys() & shown.keys():
-            lines.append(row(["… its budget", *(budget.get(key, "") for key in shown)]))
+def table(results: Rounds, titles: dict[str, str], names: list[str]) -> str:
+    """One line per figure that some target has; the gateway's Redis in a column of its own."""
+    columns = [(name, "") for name in names]
+    if "gateway" in names and any(values_of(results["gateway"], f"{key}_redis") for key in titles):
+        columns.insert(names.index("gateway") + 1, ("gateway", "_redis"))
+    shown = {key: title for key, title in titles.items() if any(values_of(results[name], key) for name in names)}
+    if not shown:
+        return ""
+    heads = ["of which Redis" if part else name for name, part in columns]
+    lines = [row(["", *heads]), row(["---"] * (len(columns) + 1))]
+    for key, title in shown.items():
+        lines.append(row([title, *(cell(results[name], key + part) for name, part in columns)]))
     return "\n".join(lines)
 
 
+def budget_table(results: Rounds) -> str:
+    ours = results.get("gateway", [])
+    lines = [row(["budget of the gateway", "", "measured", "met"]), row(["---"] * 4)]
+    for key, (text, bound) in BUDGET.items():
+        median = median_of(ours, key)
+        if median is not None:
+            is_met = median >= -bound if bound < 0 else median < bound if "<" in text else median <= bound
+            lines.append(row([EVERY_TITLE[key], text, cell(ours, key), "yes" if is_met else "**no**"]))
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def ratio_table(results: Rounds) -> str:
+    """What a peer needs as a multiple of what the gateway needs: above 1, the gateway needs less."""
+    ours = results.get("gateway", [])
+    peers = [name for name in results if name not in ("gateway", "direct")]
+    lines = [row(["times what the gateway needs", *peers]), row(["---"] * (len(peers) + 1))]
+    for key in COMPARED:
+        base = median_of(ours, key)
+        theirs = [median_of(results[peer], key) for peer in peers]
+        if base and base > 0 and any(value is not None for value in theirs):
+            ratios = ("-" if value is None else f"{value / base:.2f}" for value in theirs)
+            lines.append(row([EVERY_TITLE[key], *ratios]))
+    return "\n".join(lines) if len(lines) > 2 and peers else ""
+
+
 def render(results: Rounds, about: dict[str, object]) -> str:
-    facts = ", ".join(f"{key} {value}" for key, value in about.items())
-    parts = (SWITCHED_ON, table(results, COST, BUDGET), "What was delivered:", table(results, DELIVERED, {}), facts)
-    return "\n\n".join(parts) + "\n"
+    names = [name for name in results if name != "direct"]
+    direct = ["direct"] if "direct" in results else []
+    facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    parts = {
+        "": SWITCHED_ON,
+        "What it costs": table(results, COST, names),
+        "What was delivered": table(results, DELIVERED, [*direct, *names]),
+        "The gateway alone": table(results, OWN, ["gateway"]) if "gateway" in results else "",
+        "Its budget": budget_table(results),
+        "Beside the peers": ratio_table(results),
+        "What mock and load can do (no gateway between them)": table(results, CAPACITY, direct) if direct else "",
+        "Where and with what": facts,
+    }
+    return "\n\n".join((f"## {title}\n\n" if title else "") + text for title, text in parts.items() if text) + "\n"
 
 
 def cpu_model() -> str:
@@ -131,15 +145,18 @@ def cpu_model() -> str:
     return platform.machine()
 
 
-def describe(rounds: int, quick: bool, versions: dict[str, str | None]) -> dict[str, object]:
+def describe(rounds: int, quick: bool, seconds: float) -> dict[str, object]:
+    memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     about: dict[str, object] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "CPU": f"{cpu_model()}, {os.cpu_count()} cores",
+        "command": "python -m benchmarks " + shlex.join(sys.argv[1:]),
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {memory_gb:.0f} GB, Linux {platform.release()}",
+        "load average at the end": " ".join(f"{value:.1f}" for value in os.getloadavg()),
+        "rounds": f"{rounds}, quick" if quick else rounds,
+        "took": f"{seconds / 60:.1f} min",
         "Python": platform.python_version(),
-        "rounds": rounds,
-        "quick": quick,
     }
-    return about | {name: version for name, version in versions.items() if version}
+    return about | VERSIONS
 
 
 def summarize(results: Rounds) -> dict[str, dict[str, dict[str, object]]]:

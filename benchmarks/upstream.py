@@ -8,6 +8,7 @@ client can tell the delay. `GET /stats` tells what is open.
 import asyncio
 import json
 import time
+from typing import cast
 
 import httptools
 import msgspec
@@ -48,14 +49,14 @@ class Upstream(asyncio.Protocol):
         self.loop = loop
         self.parser = httptools.HttpRequestParser(self)
         self.url = b""
-        self.body = b""
+        self.body = bytearray()
         self.script: Script | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.sent = 0
         self.due = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.close_stream()
@@ -64,7 +65,7 @@ class Upstream(asyncio.Protocol):
         self.parser.feed_data(data)
 
     def on_message_begin(self) -> None:
-        self.url = self.body = b""
+        self.url, self.body = b"", bytearray()
 
     def on_url(self, url: bytes) -> None:
         self.url += url

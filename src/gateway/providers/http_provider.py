@@ -2,11 +2,10 @@
 
 import re
 import urllib.parse
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
+import msgspec
 import structlog
-import yarl
-from multidict import CIMultiDict
 
 from gateway.canonical.errors import (
     ErrorCode,
@@ -21,7 +20,8 @@ from gateway.canonical.errors import (
 from gateway.canonical.events import Batch, Failure, Frame
 from gateway.canonical.request import Loss, Request
 from gateway.protocols.openai_embeddings import OpenAiEmbeddingsClient
-from gateway.protocols.wire import ClientRole, StreamDecoder
+from gateway.protocols.wire import ClientRole
+from gateway.providers.address import Address, address_of
 from gateway.providers.credentials import CredentialError, OutgoingRequest
 from gateway.providers.endpoint import MODEL_IN_URL, Endpoint
 from gateway.providers.provider import Call
@@ -33,13 +33,18 @@ from gateway.providers.transport import (
     Post,
     Transport,
     TransportError,
-    timeout_of,
 )
 
 _log = structlog.get_logger()
 
 # 2,048 vectors of 3,072 numbers each, written out.
 _EMBEDDINGS_BODY_MAX = 128 * 1024 * 1024
+_HEADERS = {
+    "content-type": "application/json",
+    "accept": "*/*",
+    "accept-encoding": "identity",
+    "user-agent": "gateway",
+}
 _ANSWER_TYPES = ("text/event-stream", "application/vnd.amazon.eventstream", "application/json")
 
 
@@ -53,20 +58,16 @@ class HttpProvider:
         self.timeouts = endpoint.timeouts
         self.hangup = endpoint.hangup
         self._endpoint = endpoint
+        self._credentials = endpoint.credentials
         self._protocol = protocol
         self._transport = transport
-        self._url = None if MODEL_IN_URL in endpoint.url else yarl.URL(endpoint.url)
+        self._address = address_of(endpoint.url)
+        vectors_url = endpoint.embeddings_url
+        self._embeddings_address = None if vectors_url is None else address_of(vectors_url)
         self._embeddings = OpenAiEmbeddingsClient()
-        self._timeout = timeout_of(endpoint.timeouts.connect_s)
-        self._headers = CIMultiDict(
-            {
-                "content-type": "application/json",
-                "accept": "*/*",
-                "accept-encoding": "identity",
-                "user-agent": "gateway",
-                **endpoint.headers,
-            }
-        )
+        self._headers = _merged(_HEADERS, endpoint.headers)
+        # What goes out in front of every body where neither model nor client has a say in it.
+        self._head = None if self._credentials or MODEL_IN_URL in endpoint.url else self._address.head(self._headers)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -102,20 +103,27 @@ class HttpProvider:
                 yield Batch([frame], is_last=frame is frames[-1])
             return
         answer = await self._open(call)
-        if call.on_used_up is not None and (wait_s := used_up_s(answer.headers)) is not None:
-            call.on_used_up(wait_s)
         try:
             if answer.content_type == "application/json":
                 frames = self._protocol.decode_response(await self._whole(answer), self.name)
                 yield Batch(frames, is_last=True)
                 return
             decoder = self._protocol.decoder(self.name)
-            while not decoder.is_done:
-                batch = await self._next(answer, decoder)
+            while True:
+                try:
+                    chunk = await answer.read()
+                except TransportError as cause:
+                    batch = self._broken_off(cause)
+                else:
+                    if chunk:
+                        batch = Batch(decoder.feed(chunk), decoder.is_done)
+                    else:
+                        batch = Batch(decoder.end_of_bytes(), is_last=True)
                 yield batch
-                if batch.is_last and not decoder.is_done:
-                    return
-            await answer.finish()
+                if batch.is_last:
+                    break
+            if decoder.is_done:
+                await answer.finish()
         finally:
             answer.close()
 
@@ -124,8 +132,10 @@ class HttpProvider:
             field = call.request.untranslatable[0]
             raise RequestError(f"{field} cannot be sent to this model.", code=ErrorCode.UNSUPPORTED_VALUE, param=field)
         body = self._protocol.encode_request(call.request, call.model)
-        url = self._url or url_of_model(endpoint_url=self._endpoint.url, model=call.model)
-        answer = await self._post(url, self._headers_for(call.request), body)
+        head = self._head
+        if head is None or call.request.headers:
+            head = await self._head_for(self._address, call, body)
+        answer = await self._post(self._address, head, body)
         if answer.content_type not in _ANSWER_TYPES:
             answer.close()
             raise ProviderProtocolError("The provider answered with something other than a stream.", provider=self.name)
@@ -134,61 +144,64 @@ class HttpProvider:
             raise ProviderProtocolError(
                 "The provider compressed its answer, which it was asked not to do.", provider=self.name
             )
+        if call.on_used_up is not None and (wait_s := used_up_s(answer.headers)) is not None:
+            call.on_used_up(wait_s)
         return answer
 
     async def _whole(self, answer: Answer, limit: int = RESPONSE_BODY_MAX) -> bytes:
         try:
             return await answer.read_all(limit)
-        except TransportError:
-            raise ProviderUnavailable(
-                "The provider's connection broke within the answer.", provider=self.name
-            ) from None
+        except TransportError as cause:
+            text = "The provider's connection broke within the answer."
+            raise _because(ProviderUnavailable(text, provider=self.name), cause) from None
 
     async def _embed(self, call: Call) -> list[Frame]:
         """The vectors of all inputs, and what the provider says it read."""
-        if self._endpoint.embeddings_url is None:
+        address = self._embeddings_address
+        if address is None:
             text = f"The provider {self.name} has no embeddings."
             raise RequestError(text, code=ErrorCode.UNSUPPORTED_VALUE, param="model")
         body = self._embeddings.encode_request(call.request, call.model)
-        url = url_of_model(self._endpoint.embeddings_url, call.model)
-        answer = await self._post(url, self._headers, body)
+        answer = await self._post(address, await self._head_for(address, call, body), body)
         try:
             whole = await self._whole(answer, _EMBEDDINGS_BODY_MAX)
         finally:
             answer.close()
         return self._embeddings.decode_response(whole, call.request, self.name)
 
-    async def _post(self, url: yarl.URL, headers: CIMultiDict[str], body: bytes) -> Answer:
+    async def _post(self, address: Address, head: bytes, body: bytes) -> Answer:
         """Raises ``ProviderError`` where the provider cannot be reached or refuses."""
-        headers = await self._with_credentials(url, headers, body)
         try:
-            answer = await self._transport.post(Post(url, headers, body, self._timeout))
-        except ConnectTimeout:
-            raise ProviderTimeout("The provider did not accept a connection in time.", provider=self.name) from None
-        except TransportError:
-            raise ProviderUnavailable("The provider could not be reached.", provider=self.name) from None
+            answer = await self._transport.post(Post(address.origin, head, body, self.timeouts.connect_s))
+        except ConnectTimeout as cause:
+            late = ProviderTimeout("The provider did not accept a connection in time.", provider=self.name)
+            raise _because(late, cause) from None
+        except TransportError as cause:
+            error = ProviderUnavailable("The provider could not be reached.", provider=self.name)
+            raise _because(error, cause) from None
         if answer.status != 200:
             raise await self._refused(answer)
         return answer
 
-    async def _with_credentials(self, url: yarl.URL, headers: CIMultiDict[str], body: bytes) -> CIMultiDict[str]:
-        credentials = self._endpoint.credentials
-        if credentials is None:
-            return headers
+    async def _head_for(self, address: Address, call: Call, body: bytes) -> bytes:
+        """The head of a call whose address or headers are its own."""
+        address, headers = _for_model(address, call.model), self._headers_for(call.request)
+        if self._credentials is None:
+            return address.head(headers)
         try:
-            proof = await credentials.headers(OutgoingRequest("POST", str(url), headers, body))
+            proof = await self._credentials.headers(OutgoingRequest("POST", address.url, headers, body))
         except CredentialError as error:
             _log.warning("provider_credential_missing", provider=self.name, why=str(error))
             raise ProviderUnavailable(
                 "The gateway has no credential for the provider at the moment.", provider=self.name
             ) from None
-        return CIMultiDict({**headers, **proof})
+        return address.head(_merged(headers, proof))
 
-    def _headers_for(self, request: Request) -> CIMultiDict[str]:
+    def _headers_for(self, request: Request) -> Mapping[str, str]:
         """Our own, and those that belong to a body of the provider's own format."""
         if not request.headers or request.format != self._protocol.name:
             return self._headers
-        return CIMultiDict({**self._headers, **request.headers})
+        return _merged(self._headers, request.headers)
 
     async def _refused(self, answer: Answer) -> ProviderError:
         try:
@@ -206,15 +219,9 @@ class HttpProvider:
         finally:
             answer.close()
 
-    async def _next(self, answer: Answer, decoder: StreamDecoder) -> Batch:
-        try:
-            chunk = await answer.read()
-        except TransportError:
-            error = StreamTruncated("The provider's connection broke within the answer.", provider=self.name)
-            return Batch([Frame((Failure(error),))], is_last=True)
-        if chunk:
-            return Batch(decoder.feed(chunk), decoder.is_done)
-        return Batch(decoder.end_of_bytes(), is_last=True)
+    def _broken_off(self, cause: TransportError) -> Batch:
+        error = StreamTruncated("The provider's connection broke within the answer.", provider=self.name)
+        return Batch([Frame((Failure(_because(error, cause)),))], is_last=True)
 
     async def aclose(self) -> None:
         """The transport is shared and closed by its owner."""
@@ -222,9 +229,21 @@ class HttpProvider:
             await self._endpoint.credentials.aclose()
 
 
-def url_of_model(endpoint_url: str, model: str) -> yarl.URL:
+def _because(error: ProviderError, cause: Exception) -> ProviderError:
+    error.cause = str(cause) or "connect timed out"
+    return error
+
+
+def _merged(headers: Mapping[str, str], over: Mapping[str, str]) -> Mapping[str, str]:
+    """Names in lower case; of two that are the same the one in ``over`` counts."""
+    return {name.lower(): value for each in (headers, over) for name, value in each.items()}
+
+
+def _for_model(address: Address, model: str) -> Address:
     """The address of a model that stands in its path; what a client wrote there stays within its one segment."""
+    if MODEL_IN_URL not in address.target:
+        return address
     if model.strip(".") == "":
         raise RequestError("There is no such model.", code=ErrorCode.MODEL_NOT_FOUND, param="model")
-    segment = urllib.parse.quote(model, safe="@")
-    return yarl.URL(endpoint_url.replace(MODEL_IN_URL, segment), encoded=True)
+    target = address.target.replace(MODEL_IN_URL, urllib.parse.quote(model, safe="@"))
+    return msgspec.structs.replace(address, target=target)

@@ -293,13 +293,13 @@ def test_no_account_name_can_reach_anothers_keys(name: str) -> None:
 async def test_an_error_nobody_thought_of_costs_a_connection_and_not_the_owner(
     redis: RedisOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = redis._round_trip
+    await redis.call("PING")
+    assert redis._link is not None
 
-    async def broken(batch: Any) -> None:
-        monkeypatch.setattr(redis, "_round_trip", whole)
+    def broken(data: bytes) -> None:
         raise RuntimeError("unable to perform operation: the handler is closed")  # what uvloop raises after a reset
 
-    monkeypatch.setattr(redis, "_round_trip", broken)
+    monkeypatch.setattr(redis._link, "write", broken)
     with pytest.raises(StoreUnavailable):
         await redis.call("PING")
     assert await redis.call("PING") == b"PONG"

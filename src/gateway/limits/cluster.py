@@ -6,7 +6,6 @@ one server as it does without a cluster.
 """
 
 import asyncio
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -79,19 +78,18 @@ class _Node(RedisOwner):
             self._cluster.look_again()
         super()._refuse(call, error)
 
-    async def _drop_connection(self) -> None:
+    def _drop_link(self, *, is_broken: bool) -> None:
         self._cluster.look_again()
-        await super()._drop_connection()
+        super()._drop_link(is_broken=is_broken)
 
 
 class _AskingNode(_Node):
     """A master that is just being given a slot: each call says that it was sent here."""
 
-    async def _exchange(self, batch: list[Call], *, with_source: bool) -> list[Call]:
-        assert self._connection is not None
-        await self._connection.send_packed_command(_ASKING, check_health=False)
-        await self._connection.read_response(disable_decoding=True, timeout=math.inf)
-        return await super()._exchange(batch, with_source=with_source)
+    def _send(self, batch: Sequence[Call], *, with_source: bool) -> None:
+        for call in batch:
+            self._on_way += (None, call)
+        self._write(b"".join([_ASKING + (call.packed_with_source() if with_source else call.packed) for call in batch]))
 
 
 class RedisCluster:

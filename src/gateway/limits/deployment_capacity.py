@@ -1,7 +1,8 @@
 """What all gateways together may ask of one deployment: so much a minute, so many at once.
 
 A provider's own limit counts per key and region, whoever asks. Where the operator names it, each call takes its part in
-Redis before it is made; a deployment that is full is passed over, with the time until it is not.
+Redis before it is made; a deployment that is full is passed over, with the time until it is not. A minute is any
+minute: a bucket, which fills up while it is emptied, would allow twice its limit in one.
 """
 
 import math
@@ -15,7 +16,7 @@ from gateway.limits.allowances import Allowances
 from gateway.limits.redis import StoreUnavailable, forget_result, retrying
 from gateway.limits.reservation import TOUCH_S, Reservation
 from gateway.limits.scripts import Scripts, Share
-from gateway.limits.tiers import Rule, shared_allowances
+from gateway.limits.tiers import BucketRule, Rule, WindowRule, shared_allowances
 
 _BUDGET_S = 1.0
 _NEVER_FITS = -7
@@ -40,7 +41,10 @@ class DeploymentCapacity:
     def follow(self, rules: dict[str, tuple[Rule, ...]]) -> None:
         """Keep to other limits; a gate that was opened keeps its own."""
         owners = {name: keys.capacity(f"deployment.{keys.digest(name)}") for name in rules}
-        self._limits = {name: (owners[name], shared_allowances(owners[name], group)) for name, group in rules.items()}
+        self._limits = {
+            name: (owners[name], shared_allowances(owners[name], [_rolling(rule) for rule in group]))
+            for name, group in rules.items()
+        }
 
     def gate(self, reservation: Reservation, tokens: int) -> "Gate":
         """What one exchange passes on its way to a deployment; ``tokens`` is what it is thought to use."""
@@ -92,3 +96,9 @@ class Gate:
     def _release(self, share: Share, *, is_made: bool) -> None:
         nonce = self._reservation.stream.nonce
         forget_result(self._scripts.cap(share, "release", nonce, refund=not is_made))
+
+
+def _rolling(rule: Rule) -> Rule:
+    if not isinstance(rule, BucketRule):
+        return rule
+    return WindowRule(per=rule.per, unit=rule.unit, limit=rule.limit, rolling_ms=rule.period_ms)

@@ -36,6 +36,10 @@ class SlotState(IntEnum):
     POSTED = 3
 
 
+# As plain numbers, which is what a byte of a map is set to.
+_FREE, _OPEN, _FINAL, _POSTED = (int(state) for state in SlotState)
+
+
 class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One stream as the journal knows it; ``used`` in µ$."""
 
@@ -102,9 +106,10 @@ class Journal:
             raise JournalFull
         slot = self._free.pop()
         at = slot * SLOT_BYTES
-        texts = (text.encode("ascii", "replace")[:64] for text in (sid, account, model, request_id))
-        _SLOT.pack_into(self._map, at, SlotState.FREE, 0, created_ms, *texts, int(nonce, 16))
-        self._map[at] = SlotState.OPEN
+        # Packing cuts what is too long.
+        texts = [text.encode("ascii", "replace") for text in (sid, account, model, request_id)]
+        _SLOT.pack_into(self._map, at, _FREE, 0, created_ms, *texts, int(nonce, 16))
+        self._map[at] = _OPEN
         return slot
 
     def write_used(self, slot: int, used: int) -> None:
@@ -114,15 +119,15 @@ class Journal:
     def finish(self, slot: int, actual: int) -> None:
         """Note what the stream cost; it stays until ``free``."""
         self.write_used(slot, actual)
-        self._map[slot * SLOT_BYTES] = SlotState.FINAL
+        self._map[slot * SLOT_BYTES] = _FINAL
 
     def keep(self, slot: int) -> None:
         """Note that Redis has acknowledged what the stream cost; it stays until ``free``."""
-        self._map[slot * SLOT_BYTES] = SlotState.POSTED
+        self._map[slot * SLOT_BYTES] = _POSTED
 
     def free(self, slot: int) -> None:
         """Forget a stream that Redis has settled."""
-        self._map[slot * SLOT_BYTES] = SlotState.FREE
+        self._map[slot * SLOT_BYTES] = _FREE
         self._free.append(slot)
 
     def entries(self) -> Iterator[JournalEntry]:

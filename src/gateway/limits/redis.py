@@ -1,30 +1,29 @@
-"""The way to Redis: one task owns the connection and pipelines whatever is waiting.
+"""The way to Redis: one owner has the connection and pipelines whatever is waiting.
 
 Callers await a future, so a request that is cancelled never touches a socket: no half-read reply, no leaked
-connection, no pool to exhaust, and half the CPU of a call of its own. redis-py's own retries are off; every script is
-safe to repeat, so the one retry policy is ours (``retrying``). ``Redis`` is what callers see, whether behind it is one
-server, a master that Sentinels name, or a cluster; ``gateway.limits.connect`` makes the right one of a URL.
+connection, no pool to exhaust, and a fraction of the CPU of a call of its own. redis-py's own retries are off; every
+script is safe to repeat, so the one retry policy is ours (``retrying``). ``Redis`` is what callers see, whether behind
+it is one server, a master that Sentinels name, or a cluster; ``gateway.limits.connect`` makes the right one of a URL.
 """
 
 import asyncio
 import contextlib
 import hashlib
-import math
 import random
 import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
 
 from hiredis import pack_command
 from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
+    InvalidResponse,
     MasterDownError,
     NoScriptError,
     OutOfMemoryError,
@@ -33,6 +32,9 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as LostConnection
+
+from gateway.limits.link import Link
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ _NOT_NOW = re.compile(
 _DEMOTED_CLASSES = (ReadOnlyError, MasterDownError)
 _DEMOTED = re.compile(r"\b(?:READONLY|MASTERDOWN)\b")
 
+_LAST_LOOK_S = 0.001
 _STOPPING = "The gateway is stopping."
 
 
@@ -79,12 +82,16 @@ class Redis(Protocol):
 
 
 class LuaSource:
-    """A script's text and the digest Redis knows it by."""
+    """A script's text and the digest Redis knows it by.
 
-    __slots__ = ("sha", "text")
+    A call of it waits up to ``patience_s`` for another to travel with, and arrives before that one.
+    """
 
-    def __init__(self, text: str) -> None:
+    __slots__ = ("patience_s", "sha", "text")
+
+    def __init__(self, text: str, *, patience_s: float = 0.0) -> None:
         self.text = text
+        self.patience_s = patience_s
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -119,7 +126,11 @@ class Call:
             return
         try:
             self.future.set_result(reply if self.parse is None else self.parse(reply))
-        except (TypeError, ValueError) as error:  # a script answered in another shape than its stub expects
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # another shape than its stub expects
             self.future.set_exception(error)
 
     def refuse(self, error: Exception) -> None:
@@ -129,8 +140,9 @@ class Call:
 
 
 class RedisOwner:
-    """One connection, one owner. ``call`` and ``script`` return futures that fail with ``StoreUnavailable``.
+    """One connection. ``call`` and ``script`` return futures that fail with ``StoreUnavailable``.
 
+    What is called within one turn of the event loop travels together, and the next batch once that is answered.
     ``timeout_s`` bounds one round trip; ``calls_max`` bounds what may wait.
     """
 
@@ -140,8 +152,15 @@ class RedisOwner:
         self._calls_max = calls_max
         self._batch_max = batch_max
         self._waiting: deque[Call] = deque()
+        # What was sent and has no answer, in order; None is an answer that nobody waits for.
+        self._on_way: deque[Call | None] = deque()
+        self._unknown: list[Call] = []
+        self._sent_at = 0.0
+        self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
-        self._connection: AbstractConnection | None = None
+        self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._is_demoted = False
@@ -150,16 +169,18 @@ class RedisOwner:
     def start(self) -> None:
         """Start the owner task; call from a running loop."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="redis-owner")
+        if self._waiting:
+            self._wake.set()
 
     def call(self, *args: Any) -> asyncio.Future[Any]:
         """Send one command."""
-        return self.enqueue(Call(args, None, None, self._future()))
+        return self.enqueue(Call(args, None, None, asyncio.get_running_loop().create_future()))
 
     def script(
         self, source: LuaSource, keys: tuple[str, ...], args: tuple[Any, ...], parse: Callable[[Any], T]
     ) -> asyncio.Future[T]:
         """Run one script; ``parse`` gives its reply a type."""
-        return self.enqueue(Call((len(keys), *keys, *args), source, parse, self._future()))
+        return self.enqueue(Call((len(keys), *keys, *args), source, parse, asyncio.get_running_loop().create_future()))
 
     async def masters(self) -> Sequence["RedisOwner"]:
         """This one."""
@@ -168,20 +189,17 @@ class RedisOwner:
     @property
     def address(self) -> str:
         """Where it is connected to, as host:port or path; empty while it is not."""
-        return "" if self._connection is None else _address(self._connection)
+        return "" if self._link is None else self._link.address
 
     @property
     def is_connected(self) -> bool:
-        """Whether the last call reached the server."""
-        return self._connection is not None
+        """Whether there is a connection, as far as is known."""
+        return self._link is not None
 
     @property
     def is_exposed(self) -> bool:
         """Whether what is said crosses a network unencrypted."""
-        return self._connection is not None and _is_exposed(self._connection)
-
-    def _future(self) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().create_future()
+        return self._link is not None and self._link.is_exposed
 
     def enqueue(self, call: Call) -> asyncio.Future[Any]:
         """Send a call that exists already; returns its future."""
@@ -191,80 +209,153 @@ class RedisOwner:
             call.refuse(StoreUnavailable("Too many calls are waiting for Redis."))
         else:
             self._waiting.append(call)
-            self._wake.set()
+            if call.source is None or not call.source.patience_s:
+                self._send_soon()
+            elif self._patience is None:
+                self._patience = call.future.get_loop().call_later(call.source.patience_s, self._lose_patience)
         return call.future
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_max))]
-                batch = [call for call in batch if not call.future.done()]
-                if batch:
-                    await self._serve(batch)
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self._waiting:
+            self._send_soon()
 
-    async def _serve(self, batch: list[Call]) -> None:
-        started = time.perf_counter()
+    def _send_soon(self) -> None:
+        """Send what waits after this turn of the loop, or once everything on its way is answered."""
+        if not self._is_due:
+            self._is_due = True
+            if not self._on_way and self._task is not None:
+                self._task.get_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._on_way:
+            return
+        self._is_due = False
+        if self._link is None:
+            self._wake.set()
+            return
+        waiting = self._waiting
+        batch: list[Call] = []
+        while waiting and len(batch) < self._batch_max:
+            call = waiting.popleft()
+            if not call.future.done():
+                batch.append(call)
+        if batch:
+            self._is_due = bool(waiting)
+            self._sent_at = time.perf_counter()
+            self._send(batch, with_source=False)
+
+    def _send(self, batch: Sequence[Call], *, with_source: bool) -> None:
+        self._on_way.extend(batch)
+        self._write(b"".join([call.packed_with_source() if with_source else call.packed for call in batch]))
+
+    def _write(self, packed: bytes) -> None:
+        assert self._link is not None and self._task is not None
+        if self._timer is None:
+            self._timer = self._task.get_loop().call_later(self._timeout_s, self._look_at_clock)
         try:
-            if self._connection is None:
-                await self._connect()
-            async with asyncio.timeout(self._timeout_s):
-                await self._round_trip(batch)
-        except Exception as error:  # whatever a broken connection raises (uvloop: RuntimeError), the owner lives on
-            await self._drop_connection()
-            # What waits behind would only time out one batch after the other.
-            waiting, self._waiting = self._waiting, deque()
-            for call in (*batch, *waiting):
-                call.refuse(StoreUnavailable(_reason(error)))
-        except asyncio.CancelledError:
-            for call in batch:
-                call.refuse(StoreUnavailable(_STOPPING))
-            raise
+            self._link.write(packed)
+        except (OSError, RuntimeError) as error:  # uvloop: the handler is closed
+            self._fail(error)
+
+    def _look_at_clock(self, is_last: bool = False) -> None:
+        """One timer serves all round trips: it goes off once per time-out, and sees how old the one under way is."""
+        self._timer = None
+        if not self._on_way or self._task is None:
+            return
+        left_s = self._sent_at + self._timeout_s - time.perf_counter()
+        if left_s > 0:
+            self._timer = self._task.get_loop().call_later(left_s, self._look_at_clock)
+        elif is_last:
+            self._fail(TimeoutError())
+        else:  # where it was this process that stood still, the answer may be there: let the loop read it
+            self._timer = self._task.get_loop().call_later(_LAST_LOOK_S, self._look_at_clock, True)
+
+    def _take(self, reply: Any) -> None:
+        """The next reply, for the oldest call on its way."""
+        if isinstance(reply, LostConnection) or not self._on_way:
+            self._fail(
+                reply if isinstance(reply, LostConnection) else InvalidResponse("It answered what nobody asked.")
+            )
+            return
+        call = self._on_way.popleft()
+        if call is None:
+            pass
+        elif not isinstance(reply, ResponseError):
+            call.answer(reply)
+        elif isinstance(reply, NoScriptError) and call.source is not None:
+            self._unknown.append(call)
         else:
-            self.on_round_trip(time.perf_counter() - started)
-            if self._is_demoted:
-                await self._drop_connection()
+            self._refuse(call, reply)
+        if not self._on_way:
+            self._arrived()
 
-    async def _connect(self) -> None:
-        """Set ``_connection``. Whoever resolves its address first overrides this, and has the same time for each."""
-        async with asyncio.timeout(self._timeout_s):
-            connection = self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-            await connection.connect()
-
-    async def _round_trip(self, batch: list[Call]) -> None:
-        unknown = await self._exchange(batch, with_source=False)
-        if unknown:  # after a restart or SCRIPT FLUSH: EVAL runs a script and caches it in the same trip
-            await self._exchange(unknown, with_source=True)
-
-    async def _exchange(self, batch: list[Call], *, with_source: bool) -> list[Call]:
-        connection = self._connection
-        assert connection is not None
-        packed = b"".join([call.packed_with_source() if with_source else call.packed for call in batch])
-        await connection.send_packed_command(packed, check_health=False)
-        unknown: list[Call] = []
-        for call in batch:
-            try:
-                reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
-            except NoScriptError:
-                unknown.append(call)
-            except ResponseError as error:
-                self._refuse(call, error)
-            else:
-                call.answer(reply)
-        return unknown
+    def _arrived(self) -> None:
+        """Everything on its way has been answered."""
+        if self._unknown:  # after a restart or SCRIPT FLUSH: EVAL runs a script and caches it in the same trip
+            unknown, self._unknown = self._unknown, []
+            self._send(unknown, with_source=True)
+            return
+        self.on_round_trip(time.perf_counter() - self._sent_at)
+        if self._is_demoted:
+            self._drop_link(is_broken=True)
+        if self._is_due and self._task is not None:
+            # After the callers that were just answered had their turn: what they ask next travels along.
+            self._task.get_loop().call_soon(self._flush)
 
     def _refuse(self, call: Call, error: ResponseError) -> None:
         """Redis answered with an error; a cluster's node overrides this, since some of them say where to go."""
         self._is_demoted = self._is_demoted or _means(error, _DEMOTED_CLASSES, _DEMOTED)
         call.refuse(StoreUnavailable(str(error)) if _means(error, _NOT_NOW_CLASSES, _NOT_NOW) else error)
 
-    async def _drop_connection(self) -> None:
-        connection, self._connection = self._connection, None
+    async def _run(self) -> None:
+        """Connect whenever somebody calls and there is no connection."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                if self._link is None:
+                    self._link = Link(await self._connect(), self._take, self._lost)
+                self._flush()
+            except Exception as error:  # whatever a connection raises, the owner lives on
+                self._fail(error)
+
+    async def _connect(self) -> AbstractConnection:
+        """Whoever resolves its address first overrides this, and has the same time for each."""
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await hang_up(connection)
+            raise
+        return connection
+
+    def _lost(self, error: Exception) -> None:
+        if self._on_way:
+            self._fail(error)
+        else:  # what waits is not lost with it
+            self._drop_link(is_broken=True)
+
+    def _fail(self, error: Exception) -> None:
+        """Give up the connection, what is on its way, and what waits: that would only time out one after the other."""
+        self._drop_link(is_broken=True)
+        self._refuse_all(_reason(error))
+
+    def _refuse_all(self, reason: str) -> None:
+        calls = (*self._on_way, *self._unknown, *self._waiting)
+        self._is_due = False
+        for queue in (self._on_way, self._unknown, self._waiting):
+            queue.clear()
+        for call in calls:
+            if call is not None:
+                call.refuse(StoreUnavailable(reason))
+
+    def _drop_link(self, *, is_broken: bool) -> None:
+        link, self._link = self._link, None
         self._is_demoted = False
-        if connection is not None:
-            with contextlib.suppress(RedisError, OSError, RuntimeError):
-                await connection.disconnect(nowait=True)
+        if link is not None:
+            link.close(is_broken=is_broken)
 
     async def aclose(self) -> None:
         """Stop the owner; calls that still wait fail, and so do later ones."""
@@ -274,9 +365,17 @@ class RedisOwner:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:  # whoever closes may be cancelled meanwhile
-            await self._drop_connection()
-            while self._waiting:
-                self._waiting.popleft().refuse(StoreUnavailable(_STOPPING))
+            for timer in (self._timer, self._patience):
+                if timer is not None:
+                    timer.cancel()
+            self._drop_link(is_broken=False)
+            self._refuse_all(_STOPPING)
+
+
+async def hang_up(connection: AbstractConnection) -> None:
+    """Close a connection that nobody has taken over."""
+    with contextlib.suppress(RedisError, OSError, RuntimeError):
+        await connection.disconnect(nowait=True)
 
 
 def _reason(error: Exception) -> str:
@@ -299,22 +398,6 @@ def connection_pool(url: str, timeout_s: float) -> ConnectionPool:
         retry=Retry(NoBackoff(), 0),
         driver_info=None,
     )
-
-
-def _address(connection: AbstractConnection) -> str:
-    if isinstance(connection, UnixDomainSocketConnection):
-        return str(connection.path)
-    return f"{getattr(connection, 'host', '')}:{getattr(connection, 'port', '')}"
-
-
-def _is_exposed(connection: AbstractConnection) -> bool:
-    if isinstance(connection, (UnixDomainSocketConnection, SSLConnection)):
-        return False
-    host = str(getattr(connection, "host", ""))
-    try:
-        return not ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost"
 
 
 async def ask(url: str, *args: Any, timeout_s: float) -> Any:

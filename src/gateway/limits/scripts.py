@@ -26,6 +26,11 @@ _REVISION_S = 12 * 3600.0
 _REVISIONS_MAX = 50_000
 
 
+# A settlement may wait for the next call of its gateway, and arrives before it: one trip and one write to disk less.
+_SETTLE_PATIENCE_S = 0.002
+_ACCOUNT_KEYS_MAX = 10_000
+
+
 def _load(name: str, *, key_names: str, arg_names: str) -> LuaSource:
     text = (_LUA / f"{name}.lua").read_text()
     for header in (f"-- KEYS: {key_names}\n", f"-- ARGV: {arg_names}\n"):
@@ -49,9 +54,12 @@ _SETTLE = _load(
     key_names=_STREAM_KEYS,
     arg_names="sid request nonce actual outcome created_ms retention_ms ledger_keep_ms seen tokens refund usage limits",
 )
+_SETTLE_PATIENTLY = LuaSource(_SETTLE.text, patience_s=_SETTLE_PATIENCE_S)
 _REAP = _load("reap", key_names=_STREAM_KEYS, arg_names="sid grace_ms retention_ms ledger_keep_ms charge_held limits")
 _GRANT = _load("grant", key_names="wallet grants ledger", arg_names="grant_id amount")
-_CAP = _load("cap", key_names="permits buckets* slots*", arg_names="op sid lease_ms estimate tokens refund limits")
+_CAP = _load(
+    "cap", key_names="permits windows* buckets* slots*", arg_names="op sid lease_ms estimate tokens refund limits"
+)
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,46 +197,53 @@ class Scripts:
         self.gateway = gateway
         self.on_rollback: Callable[[str], None] = lambda account: None
         self._seen: dict[str, tuple[int, float]] = {}
+        self._account_keys: dict[str, tuple[str, str, str, str]] = {}
 
     def seen(self, account: str) -> int:
         """The highest revision of the account that Redis has told this gateway."""
-        revision, at = self._seen.get(account, (0, 0.0))
-        return revision if time.monotonic() - at < _REVISION_S else 0
+        known = self._seen.get(account)
+        return known[0] if known is not None and time.monotonic() - known[1] < _REVISION_S else 0
 
     def _note(self, account: str, code: int, revision: int) -> None:
         if revision > self.seen(account):
-            if len(self._seen) >= _REVISIONS_MAX:
+            if len(self._seen) >= _REVISIONS_MAX and account not in self._seen:
                 self._seen.pop(next(iter(self._seen)))
             self._seen[account] = (revision, time.monotonic())
         if code in _RECOVERING:
             self.on_rollback(account)
 
-    def _stream_keys(self, stream: Stream, allowances: Allowances | None = None) -> tuple[str, ...]:
-        account = stream.account
-        return (
+    def _stream_keys(self, stream: Stream, allowances: Allowances) -> tuple[str, ...]:
+        wallet, leases, revision, ledger = self._account_keys.get(stream.account) or self._spell(stream.account)
+        return (wallet, keys.record(stream.account, stream.sid), leases, revision, ledger, *allowances.keys)
+
+    def _spell(self, account: str) -> tuple[str, str, str, str]:
+        if len(self._account_keys) >= _ACCOUNT_KEYS_MAX:
+            self._account_keys.clear()
+        spelled = self._account_keys[account] = (
             keys.wallet(account),
-            keys.record(account, stream.sid),
             keys.leases(account),
             keys.revision(account, self.gateway),
             keys.ledger(account),
-            *(stream.allowances if allowances is None else allowances).keys,
         )
+        return spelled
 
     def reserve(
         self, stream: Stream, *, hold: HoldRange, lease_ms: int, tokens: int, facts: bytes
     ) -> asyncio.Future[ReserveReply]:
         """Admit a stream with a hold within the range, or refuse it and change nothing; ``tokens`` is an estimate."""
+        account, allowances = stream.account, stream.allowances
 
         def parse(reply: list[Any]) -> ReserveReply:
-            self._note(stream.account, reply[0], reply[5])
+            self._note(account, reply[0], reply[5])
             return ReserveReply(*reply)
 
+        fair = 0 if hold.takes_all else 1
         return self.redis.script(
             _RESERVE,
-            self._stream_keys(stream),
+            self._stream_keys(stream, allowances),
             (
-                *(stream.sid, stream.request, stream.nonce, hold.least, hold.most, int(not hold.takes_all), lease_ms),
-                *(self.seen(stream.account), tokens, facts, stream.allowances.stored, stream.allowances.packed),
+                *(stream.sid, stream.request, stream.nonce, hold.least, hold.most, fair, lease_ms),
+                *(self.seen(account), tokens, facts, allowances.stored, allowances.packed),
             ),
             parse,
         )
@@ -254,21 +269,24 @@ class Scripts:
             parse,
         )
 
-    def settle(self, stream: Stream, posting: Posting, retention: Retention) -> asyncio.Future[SettleReply]:
-        """Post what a stream cost, once, and end it."""
+    def settle(
+        self, stream: Stream, posting: Posting, retention: Retention, *, is_patient: bool = False
+    ) -> asyncio.Future[SettleReply]:
+        """Post what a stream cost, once, and end it. A patient call waits a moment for another to travel with."""
+        account, allowances = stream.account, stream.allowances
 
         def parse(reply: list[int]) -> SettleReply:
-            *answer, is_recovering = reply
-            self._note(stream.account, _RECOVERING[0] if is_recovering else answer[0], answer[3])
-            return SettleReply(*answer)
+            code, charged, absorbed, revision, is_recovering = reply
+            self._note(account, _RECOVERING[0] if is_recovering else code, revision)
+            return SettleReply(code, charged, absorbed, revision)
 
         return self.redis.script(
-            _SETTLE,
-            self._stream_keys(stream),
+            _SETTLE_PATIENTLY if is_patient else _SETTLE,
+            self._stream_keys(stream, allowances),
             (
                 *(stream.sid, stream.request, stream.nonce, posting.actual, posting.outcome, stream.created_ms),
-                *(retention.stream_ms, retention.ledger_ms, self.seen(stream.account)),
-                *(posting.tokens, int(posting.refund), posting.usage, stream.allowances.packed),
+                *(retention.stream_ms, retention.ledger_ms, self.seen(account)),
+                *(posting.tokens, 1 if posting.refund else 0, posting.usage, allowances.packed),
             ),
             parse,
         )
@@ -279,7 +297,7 @@ class Scripts:
         """Finish a stream of which the lease ran out longer than ``grace_ms`` ago."""
         return self.redis.script(
             _REAP,
-            self._stream_keys(stream),
+            self._stream_keys(stream, stream.allowances),
             (
                 *(stream.sid, grace_ms, retention.stream_ms, retention.ledger_ms, int(charge_held)),
                 stream.allowances.packed,

@@ -10,9 +10,10 @@ import asyncio
 import math
 
 import msgspec
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoPermissionError, ResponseError
 
-from gateway.limits.redis import RedisOwner, StoreUnavailable, connection_pool
+from gateway.limits.redis import RedisOwner, StoreUnavailable, connection_pool, hang_up
 from gateway.limits.redis_url import Address, SentinelServers
 from gateway.tasks import TaskOwner
 
@@ -57,21 +58,23 @@ class SentinelOwner(RedisOwner):
                 master = await self._resolve()
             except StoreUnavailable:
                 continue
-            if self._connection is not None and master != self._master:
-                await self._drop_connection()  # what is on its way fails and is repeated by its caller
+            if self.is_connected and master != self._master:
+                self._fail(StoreUnavailable("The master has changed."))  # its callers repeat what was on its way
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> AbstractConnection:
         master = self._master = await self._resolve()
         self._pool = connection_pool(self._servers.masters.url(master, self._servers.database), self._timeout_s)
-        await super()._connect()
-        async with asyncio.timeout(self._timeout_s):
-            await self._check_role()
+        connection = await super()._connect()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._check_role(connection)
+        except BaseException:
+            await hang_up(connection)
+            raise
+        return connection
 
-    async def _check_role(self) -> None:
+    async def _check_role(self, connection: AbstractConnection) -> None:
         """A Sentinel that is behind names a server that has been demoted: reads from it would be old."""
-        connection = self._connection
-        if connection is None:
-            raise StoreUnavailable("The master has changed meanwhile.")
         await connection.send_command("ROLE", check_health=False)
         try:
             role = await connection.read_response(disable_decoding=True, timeout=math.inf)

@@ -86,7 +86,7 @@ class Settlements:
                 self._send(settlement)
 
     def _send(self, settlement: Settlement) -> None:
-        future = self._scripts.settle(settlement.stream, settlement.posting, self._retention)
+        future = self._scripts.settle(settlement.stream, settlement.posting, self._retention, is_patient=True)
         future.add_done_callback(lambda done: self._answered(settlement, done))
 
     def _answered(self, settlement: Settlement, done: asyncio.Future[SettleReply]) -> None:

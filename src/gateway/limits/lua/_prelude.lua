@@ -5,16 +5,24 @@
 -- Redis refuses when memory is full (HSET, HINCRBY, ZADD), so that it is refused before anything has changed.
 local MAX_AMOUNT = 4503599627370496
 local BARRIER_MS = 1500
-local REVISION_TTL_MS = 86400000
+local REVISION_TTL_MS = '86400000'
+
+local call = redis.call
 
 local function num(v) return v and tonumber(v) or 0 end
 
--- Never tostring() or ..: both print %.14g. Adding 0 turns -0 into 0, since HINCRBY refuses "-0".
-local function int(n) return string.format('%.0f', n + 0) end
+-- Never tostring() or ..: both print %.14g. Adding 0 turns -0 into 0, since HINCRBY refuses "-0". What fits into 32 bits
+-- anywhere is printed as an integer, at a third of the cost.
+local format = string.format
+local function int(n)
+  if n < 2147483647 and n > -2147483647 and n % 1 == 0 then return format('%d', n + 0) end
+  return format('%.0f', n + 0)
+end
 
 -- The server's clock, in ms, is the only clock for anything shared.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local now_text = int(now)
 
 -- Every change on behalf of a gateway adds one to its revision of this account and is told to it. A gateway that knows
 -- of a higher revision than this Redis has proof that acknowledged changes were lost (a lagging replica was promoted,
@@ -30,6 +38,6 @@ end
 
 local function advance(V, known, seen)
   local revision = math.max(known, seen) + 1
-  redis.call('SET', V, int(revision), 'PX', REVISION_TTL_MS)
+  call('SET', V, int(revision), 'PX', REVISION_TTL_MS)
   return revision
 end

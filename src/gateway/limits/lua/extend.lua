@@ -14,12 +14,12 @@ local W, R, L, V, G = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local sid, used, need, target = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local believed, lease, seen, tokens = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 
-local w = redis.call('HMGET', W, 'g', 's', 'h', 'x', 'rec')
+local w = call('HMGET', W, 'g', 's', 'h', 'x', 'rec')
 if not w[1] then return {-1, 0, 0, 0, 0, 0, 0} end
 local granted = num(w[1])
 local available = granted - num(w[2]) - num(w[3])
-local known = num(redis.call('GET', V))
-local r = redis.call('HMGET', R, 'st', 'h', 'u', 'n', 'no')
+local known = num(call('GET', V))
+local r = call('HMGET', R, 'st', 'h', 'u', 'n', 'no')
 local fresh, held, taken = not r[1], num(r[2]), num(r[4])
 if fresh and ARGV[11] == '' then return {-11, 0, available, known, 0, 0, 0} end
 -- Another nonce: this run was reaped at no cost, and its id runs again.
@@ -44,7 +44,7 @@ local goal = recovering and math.min(target, believed) or target
 if not w[4] and goal > held then
   if recovering then grow = math.min(goal - held, room)
   elseif need - held <= room then
-    local fair = math.floor(room / (2 * math.max(1, redis.call('ZCARD', L))))
+    local fair = math.floor(room / (2 * math.max(1, call('ZCARD', L))))
     grow = math.min(goal - held, math.max(need - held, fair), room)
   end
 end
@@ -52,14 +52,14 @@ local more = math.max(tokens - taken, 0)
 
 -- From here on only writes.
 local lease_end, debt_ms = int(now + lease), 0
-if grow > 0 then redis.call('HINCRBY', W, 'h', int(grow)) end
+if grow > 0 then call('HINCRBY', W, 'h', int(grow)) end
 if fresh then
-  redis.call('HSET', R, 'st', 'open', 'rq', ARGV[2], 'no', ARGV[3], 'h', int(grow), 'u', int(used), 'c', '0',
-    'n', int(tokens), 't0', int(now), 'lim', ARGV[11])
+  call('HSET', R, 'st', 'open', 'rq', ARGV[2], 'no', ARGV[3], 'h', int(grow), 'u', int(used), 'c', '0',
+    'n', int(tokens), 't0', now_text, 'lim', ARGV[11])
 else
-  redis.call('HSET', R, 'h', int(held + grow), 'u', int(math.max(num(r[3]), used)), 'n', int(taken + more))
+  call('HSET', R, 'h', int(held + grow), 'u', int(math.max(num(r[3]), used)), 'n', int(taken + more))
 end
-redis.call('ZADD', L, lease_end, sid)
+call('ZADD', L, lease_end, sid)
 for _, x in ipairs(windows) do
   local change = x[5] == 2 and grow or (x[5] == 1 and more or (fresh and 1 or 0))
   if change ~= 0 then
@@ -78,10 +78,10 @@ if more > 0 then
   end
 end
 for _, s in ipairs(slots) do
-  redis.call('ZADD', s.key, lease_end, sid)
-  if fresh then redis.call('PEXPIRE', s.key, LONGEST_STREAM_MS) end
+  call('ZADD', s.key, lease_end, sid)
+  if fresh then call('PEXPIRE', s.key, LONGEST_STREAM_MS) end
 end
 local code = recovering and 20 or (w[4] and -6 or 1)
 held, available = held + grow, available - grow
-if code == 1 and held < need and redis.call('ZCOUNT', L, '-inf', int(now)) > 0 then code = -8 end
+if code == 1 and held < need and call('ZCOUNT', L, '-inf', now_text) > 0 then code = -8 end
 return {code, held, available, advance(V, known, seen), math.floor(share * 1000), share_index, debt_ms}

@@ -17,34 +17,35 @@ local sid, request, nonce = ARGV[1], ARGV[2], ARGV[3]
 local least, most, fair, lease = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
 local seen, tokens = tonumber(ARGV[8]), tonumber(ARGV[9])
 
-local w = redis.call('HMGET', W, 'g', 's', 'h', 'x', 'rec')
+local w = call('HMGET', W, 'g', 's', 'h', 'x', 'rec')
 local granted = num(w[1])
 local available = granted - num(w[2]) - num(w[3])
-local known = num(redis.call('GET', V))
-local r = redis.call('HMGET', R, 'st', 'rq', 'no', 'h', 'c', 'o', 'out')
+local windows, buckets, slots = limits_read(6)
+local known = num(buckets_read(buckets, V))
+local state = call('HGET', R, 'st') -- most streams are new: then there is nothing more to read
 
 local function answer(code, index, retry_ms, held, left)
   return {code, index or 0, retry_ms or 0, held or 0, available, known, 0, 0, {}, {left}}
 end
 
-if r[1] then
-  if (r[2] or '') ~= request then return answer(5) end
-  if r[1] == 'open' then
-    return r[3] == nonce and answer(2, 0, 0, num(r[4])) or answer(3)
+if state then
+  local r = call('HMGET', R, 'rq', 'no', 'h', 'c', 'o', 'out')
+  if (r[1] or '') ~= request then return answer(5) end
+  if state == 'open' then
+    return r[2] == nonce and answer(2, 0, 0, num(r[3])) or answer(3)
   end
   -- What ended at no cost may be asked for again, not by a late duplicate of the withdrawn call, nor after a reap.
-  local out, cost = r[7] or 'complete', num(r[5])
-  if r[3] == nonce or out == 'complete' or cost + num(r[6]) > 0 then return answer(4, 0, 0, cost) end
+  local out, cost = r[6] or 'complete', num(r[4])
+  if r[2] == nonce or out == 'complete' or cost + num(r[5]) > 0 then return answer(4, 0, 0, cost) end
 end
 if not w[1] then return answer(-1) end
 local recovering = fence(W, V, G, known, seen, num(w[5]))
 if now < recovering then return answer(-20, 0, recovering - now) end
 if w[4] then return answer(-6) end
 
-local windows, buckets, slots = limits_read(6)
 local dead
 local function refuse(code, index, retry_ms)
-  dead = dead or redis.call('ZCOUNT', L, '-inf', int(now))
+  dead = dead or call('ZCOUNT', L, '-inf', now_text)
   return answer((code == -2 or code == -3) and dead > 0 and -8 or code, index, retry_ms)
 end
 
@@ -69,14 +70,13 @@ for i, x in ipairs(windows) do
     if x[4] > 0 then retry_ms = (part == x[4] and x[4] + x[4] - x[3] or (part == x[2] and x[3] or x[4])) - now
     else
       for p = oldest, part do
-        excess = excess - num(redis.call('HGET', x.key, 'b' .. int(p)))
+        excess = excess - num(call('HGET', x.key, 'b' .. int(p)))
         if excess <= 0 then retry_ms = (p + x[3] + 1) * x[2] - now break end
       end
     end
     return refuse(-3, i, retry_ms)
   end
 end
-buckets_read(buckets)
 for i, b in ipairs(buckets) do
   local cost = b[4] == 1 and tokens or 1
   b.need = cost * b[2]
@@ -93,17 +93,17 @@ for i, s in ipairs(slots) do
   end
 end
 local hold = math.min(most, room)
-if fair then
-  hold = math.min(hold, math.max(least, math.floor(room / (2 * (redis.call('ZCARD', L) + 1)))))
+if fair and hold > least then
+  hold = math.min(hold, math.max(least, math.floor(room / (2 * (call('ZCARD', L) + 1)))))
 end
 
 -- Everything passed: from here on only writes.
-local lease_end = int(now + lease)
-redis.call('HINCRBY', W, 'h', int(hold))
-redis.call('HSET', R, 'st', 'open', 'rq', request, 'no', nonce, 'h', int(hold), 'u', '0', 'c', '0', 'n', int(tokens),
-  't0', int(now), 'm', ARGV[10], 'lim', ARGV[11])
-if r[1] then redis.call('PERSIST', R); redis.call('HDEL', R, 'out', 't1', 'o') end
-redis.call('ZADD', L, lease_end, sid)
+local lease_end, hold_text = int(now + lease), int(hold)
+call('HINCRBY', W, 'h', hold_text)
+call('HSET', R, 'st', 'open', 'rq', request, 'no', nonce, 'h', hold_text, 'u', '0', 'c', '0', 'n', ARGV[9],
+  't0', now_text, 'm', ARGV[10], 'lim', ARGV[11])
+if state then call('PERSIST', R); call('HDEL', R, 'out', 't1', 'o') end
+call('ZADD', L, lease_end, sid)
 for _, x in ipairs(windows) do
   window_write(x, x[5] == 2 and hold or (x[5] == 1 and tokens or 1), 0)
   window_keep(x)
@@ -114,7 +114,7 @@ for i, b in ipairs(buckets) do
   left[i] = math.floor(b.level / b[2])
 end
 for _, s in ipairs(slots) do
-  redis.call('ZADD', s.key, lease_end, sid)
-  redis.call('PEXPIRE', s.key, LONGEST_STREAM_MS)
+  call('ZADD', s.key, lease_end, sid)
+  call('PEXPIRE', s.key, LONGEST_STREAM_MS)
 end
 return {1, 0, 0, hold, available - hold, advance(V, known, seen), math.floor(used * 1000), used_index, shadowed, left}

@@ -13,32 +13,39 @@ local sid, actual, outcome, created = ARGV[1], tonumber(ARGV[4]), ARGV[5], tonum
 local retention, ledger_keep, seen = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local tokens, requests, usage = tonumber(ARGV[10]), ARGV[11] == '1' and 0 or 1, ARGV[12]
 
-local w = redis.call('HMGET', W, 'g', 's', 'h', 'rec')
+local w = call('HMGET', W, 'g', 's', 'h', 'rec')
 if not w[1] then return {-1, 0, 0, 0, 0} end
-local known = num(redis.call('GET', V))
-local r = redis.call('HMGET', R, 'st', 'h', 'c', 'o', 'n', 'no')
+local r = call('HMGET', R, 'st', 'h', 'c', 'o', 'n', 'no')
 local code, held, posted, taken = 1, 0, 0, num(r[5])
+local function answer(nothing, charged, absorbed) return {nothing, charged, absorbed, num(call('GET', V)), 0} end
 -- A stream that ended at no cost and ran again under the same id is done only for the run that ended.
-if r[1] == 'done' then return {2, num(r[3]), num(r[4]), known, 0} end
-if r[1] and r[6] and ARGV[3] ~= '' and r[6] ~= ARGV[3] then return {2, 0, 0, known, 0} end
+if r[1] == 'done' then return answer(2, num(r[3]), num(r[4])) end
+if r[1] and r[6] and ARGV[3] ~= '' and r[6] ~= ARGV[3] then return answer(2, 0, 0) end
 if r[1] == 'open' then held = num(r[2])
 elseif r[1] == 'reaped' then code, posted = 3, num(r[3])
-elseif now - created > retention then return {-9, 0, 0, known, 0}
+elseif now - created > retention then return answer(-9, 0, 0)
 else code = 4 end
-local recovering = now < fence(W, V, G, known, seen, num(w[4])) and 1 or 0
 
 local available = math.max(num(w[1]) - num(w[2]) - num(w[3]), 0)
 local beyond = math.max(actual - held - posted, 0)
 local absorbed = beyond - math.min(beyond, available)
 local charge = actual - absorbed
 local delta = charge - posted
-local windows, buckets, slots = limits_read(6)
-
-redis.call('HSET', W, 'h', int(num(w[3]) - held), 's', int(num(w[2]) + delta))
-if absorbed > 0 then redis.call('HINCRBY', W, 'o', int(absorbed)) end
 -- What each unit (requests, tokens, money) had been held or, after a reap, posted for this stream.
 local before = {[0] = 1, [1] = taken, [2] = code == 1 and held or posted}
 local after = {[0] = requests, [1] = tokens, [2] = charge}
+local windows, buckets, slots = limits_read(6)
+local changed = {}
+if code ~= 4 then
+  for _, b in ipairs(buckets) do
+    if after[b[4]] ~= before[b[4]] then changed[#changed + 1] = b end
+  end
+end
+local known = num(buckets_read(changed, V))
+local recovering = now < fence(W, V, G, known, seen, num(w[4])) and 1 or 0
+
+call('HSET', W, 'h', int(num(w[3]) - held), 's', int(num(w[2]) + delta))
+if absorbed > 0 then call('HINCRBY', W, 'o', int(absorbed)) end
 for _, x in ipairs(windows) do
   local unit = x[5]
   window_read(x)
@@ -48,22 +55,16 @@ for _, x in ipairs(windows) do
     window_keep(x)
   end
 end
-if code ~= 4 then
-  buckets_read(buckets)
-  for _, b in ipairs(buckets) do
-    local change = after[b[4]] - before[b[4]]
-    if change ~= 0 then bucket_write(b, b.level - change * b[2]) end
-  end
-end
-for _, s in ipairs(slots) do redis.call('ZREM', s.key, sid) end
-redis.call('ZREM', L, sid)
-redis.call('HSET', R, 'st', 'done', 'h', '0', 'c', int(charge), 'o', int(absorbed), 'out', outcome, 't1', int(now))
-if code == 4 then redis.call('HSET', R, 'rq', ARGV[2], 'no', ARGV[3]) end
-redis.call('HDEL', R, 'm', 'lim')
-redis.call('PEXPIRE', R, int(retention))
+for _, b in ipairs(changed) do bucket_write(b, b.level - (after[b[4]] - before[b[4]]) * b[2]) end
+for _, s in ipairs(slots) do call('ZREM', s.key, sid) end
+call('ZREM', L, sid)
+call('HSET', R, 'st', 'done', 'h', '0', 'c', int(charge), 'o', int(absorbed), 'out', outcome, 't1', now_text)
+if code == 4 then call('HSET', R, 'rq', ARGV[2], 'no', ARGV[3]) end
+call('HDEL', R, 'm', 'lim')
+call('PEXPIRE', R, ARGV[7])
 local revision = advance(V, known, seen)
 -- A stream that Redis never admitted and that cost nothing is no movement.
 if code == 4 and charge + absorbed == 0 and outcome == 'failed' then return {code, 0, 0, revision, recovering} end
-redis.call('XADD', G, 'MINID', '~', int(now - ledger_keep), '*', 'op', code == 3 and 'trueup' or 'post',
+call('XADD', G, 'MINID', '~', int(now - ledger_keep), '*', 'op', code == 3 and 'trueup' or 'post',
   'sid', sid, 'd', int(delta), 'o', int(absorbed), 'out', outcome, 'rec', usage)
 return {code, charge, absorbed, revision, recovering}

@@ -27,6 +27,8 @@ from gateway.metering.prices import microusd_of
 from gateway.server import serve as run_server
 from gateway.telemetry import configure_logs
 from gateway.wiring import validate
+from gateway.worker import PortTaken, run_worker
+from gateway.workers import supervise
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="A streaming gateway for LLMs.")
 accounts = typer.Typer(no_args_is_help=True, help="Accounts and their balances.")
@@ -51,22 +53,66 @@ def main() -> None:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that share the port; GATEWAY_WORKERS, or 1, without.")
+    ] = None,
+) -> None:
     """Start the gateway. GATEWAY_* variables and gateway.yaml say how."""
     environment, config = _load()
     configure_logs(config.log.level)
+    count = workers or environment.workers
+    if count > 1:
+        raise typer.Exit(_serve_with_workers(environment, count))
     gateway = Gateway(config, environment)
     try:
-        started = run_server(gateway, lambda port: _announce(gateway, port))
+        started = run_server(gateway, lambda port: _announce(environment, gateway.dev_key, port))
     except START_UP_ERRORS as error:
         _fail(str(error))
     except SystemExit:
-        _fail(
-            f"The gateway cannot listen on {environment.host}:{environment.port}. Does another one run there? "
-            "GATEWAY_PORT names another port."
-        )
+        _fail(_port_taken(environment))
     if not started:
         raise typer.Exit(1)
+
+
+def _serve_with_workers(environment: Environment, count: int) -> int:
+    """Run them until a signal; returns the exit code. A worker that cannot start has said why itself."""
+
+    def announce(port: int) -> None:
+        _announce(environment, None if environment.redis_url else _kept("dev-key"), port)
+
+    try:
+        return supervise(environment, count, announce)
+    except START_UP_ERRORS as error:
+        _fail(str(error))
+    except PortTaken:
+        _fail(_port_taken(environment))
+
+
+@app.command(hidden=True)
+def worker(
+    number: Annotated[int, typer.Argument(help="Which one it is, for people who list processes.")],
+    channel: Annotated[int, typer.Option(help="The descriptor over which its parent talks to it.")],
+    port: Annotated[int, typer.Option(help="The port that it shares.")],
+) -> None:
+    """Run one of several workers; what `serve --workers` starts."""
+    environment, config = _load()
+    configure_logs(config.log.level)
+    try:
+        served = run_worker(config, environment, channel_fd=channel, port=port)
+    except START_UP_ERRORS as error:
+        _fail(str(error))
+    except PortTaken:
+        _fail(_port_taken(environment))
+    if not served:
+        raise typer.Exit(1)
+
+
+def _port_taken(environment: Environment) -> str:
+    return (
+        f"The gateway cannot listen on {environment.host}:{environment.port}. Does another one run there? "
+        "GATEWAY_PORT names another port."
+    )
 
 
 def _load() -> tuple[Environment, Config]:
@@ -87,17 +133,17 @@ def _environment() -> Environment:
         _fail("\n".join(problems))
 
 
-def _announce(gateway: Gateway, port: int) -> None:
+def _announce(environment: Environment, dev_key: str | None, port: int) -> None:
     """What a newcomer needs, ready to be pasted."""
-    host = gateway.environment.host
+    host = environment.host
     base = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     typer.echo(f"\nThe gateway is ready at {base}/v1\n")
-    if gateway.dev_key is not None:
+    if dev_key is not None:
         body = '{"model": "demo/fast", "stream": true, "messages": [{"role": "user", "content": "Hello"}]}'
-        typer.echo(f"Development key: {gateway.dev_key}\n")
+        typer.echo(f"Development key: {dev_key}\n")
         typer.echo("Try it:\n")
         typer.echo(
-            f"  curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {gateway.dev_key}' "
+            f"  curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {dev_key}' "
             f"-H 'Content-Type: application/json' -d '{body}'\n"
         )
     sys.stdout.flush()

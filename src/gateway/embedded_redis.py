@@ -110,7 +110,7 @@ class EmbeddedRedis:
         self._process = subprocess.Popen(
             [binary, *self._options()],
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
             start_new_session=True,
             pass_fds=(self._lock,) if self._lock is not None else (),
         )
@@ -157,7 +157,23 @@ class EmbeddedRedis:
         self._release()
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to stop the server when the gateway is killed; elsewhere the next start finds it running."""
+class GuestRedis(EmbeddedRedis):
+    """The server of ``folder`` as a worker uses it: its parent starts it, starts it again, and stops it."""
+
+    async def start(self) -> None:
+        """Wait until it answers. Raises ``NoRedis``."""
+        try:
+            async with asyncio.timeout(_START_S):
+                while not await self._answers():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise NoRedis(f"Redis does not answer; {self._folder / 'redis.log'} may say why.") from None
+
+    async def supervise(self) -> None:
+        """Nothing: it is the parent's."""
+
+
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask Linux to end this process when its parent is killed; elsewhere an embedded server outlives its gateway."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

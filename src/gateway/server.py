@@ -64,9 +64,14 @@ class GatewayServer(uvicorn.Server):
             gc.set_threshold(_GC_THRESHOLD)
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether it was told to end."""
+        return self._gateway.live.is_draining
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal handler, between two turns of the loop or within one."""
-        if self._gateway.live.is_draining:
+        if self.is_draining:
             os._exit(128 + sig)
         self._gateway.live.is_draining = True
         asyncio.get_running_loop().call_soon_threadsafe(self._begin_drain)
@@ -99,12 +104,16 @@ def serve(gateway: Gateway, on_ready: Callable[[int], None]) -> bool:
     async def run() -> bool:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
         async with gateway.running():
-            server = GatewayServer(gateway, on_ready)
-            await server.serve()
-            # Requests that uvicorn cancelled at the last moment run their ends before anything is taken from them.
-            if server.server_state.tasks:
-                await asyncio.wait(server.server_state.tasks, timeout=_AFTER_DRAIN_S)
-            return server.started
+            return await run_to_end(GatewayServer(gateway, on_ready))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())
+
+
+async def run_to_end(server: GatewayServer, sockets: list[socket.socket] | None = None) -> bool:
+    """Serve until the drain is over, on ``sockets`` where they are given; returns whether it served."""
+    await server.serve(sockets)
+    # Requests that uvicorn cancelled at the last moment run their ends before anything is taken from them.
+    if server.server_state.tasks:
+        await asyncio.wait(server.server_state.tasks, timeout=_AFTER_DRAIN_S)
+    return server.started

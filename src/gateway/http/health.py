@@ -33,6 +33,11 @@ def health_router(services: Services, redis: Redis) -> APIRouter:
 
     @router.get("/metrics", summary="Metrics in Prometheus's text format")
     async def metrics() -> Response:
-        return Response(services.telemetry.expose(), media_type=METRICS_CONTENT_TYPE)
+        of_all = services.telemetry.of_all_workers
+        try:
+            exposed = services.telemetry.expose() if of_all is None else await of_all()
+        except TimeoutError:
+            return Response(status_code=503)
+        return Response(exposed, media_type=METRICS_CONTENT_TYPE)
 
     return router

@@ -7,11 +7,31 @@ stops reading, so whoever watches the clock looks at ``sending_since``.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.protocols.wire import Headers, Reply
 
 _Send = Callable[[Any], Awaitable[None]]
+
+
+class Wire(Protocol):
+    """The short way to a client, where the server has one beside ASGI's."""
+
+    def watch(self, on_gone: Callable[[], None]) -> bool:
+        """Call this once the client has left; returns whether it is still there."""
+        ...
+
+    def unwatch(self) -> None:
+        """Call nothing any more."""
+        ...
+
+    def answer(self, headers: Headers, payload: bytes, *, more: bool) -> bool:
+        """Begin to answer 200, with the first piece of a stream or with all of it; ``False`` where nothing happened."""
+        ...
+
+    def push(self, payload: bytes, *, more: bool) -> bool:
+        """Send a piece of a stream that has begun, or its last; ``False`` where nothing happened."""
+        ...
 
 
 class Downstream:
@@ -22,17 +42,22 @@ class Downstream:
         "_extra",
         "_lock",
         "_send",
+        "_wire",
         "is_finished",
         "is_started",
         "last_write_at",
         "sending_since",
     )
 
-    def __init__(self, send: _Send, extra: Headers, abort: Callable[[], None]) -> None:
-        """``extra`` headers go out with any answer; ``abort`` resets the connection."""
+    def __init__(self, send: _Send, extra: Headers, abort: Callable[[], None], wire: Wire | None = None) -> None:
+        """``extra`` headers go out with any answer; ``abort`` resets the connection.
+
+        With a ``wire``, pieces of a stream take the short way.
+        """
         self._send = send
         self._extra = extra
         self._abort = abort
+        self._wire = wire
         self._lock = asyncio.Lock()
         self.is_started = False
         self.is_finished = False
@@ -58,6 +83,33 @@ class Downstream:
         """The client has gone, and the answer is read to its end nevertheless: nothing is sent any more."""
         self.is_finished = True
 
+    def watch(self, on_gone: Callable[[], None]) -> bool:
+        """Call this once the client has left, or now where it has; ``False`` where only ``receive`` can tell."""
+        if self._wire is None:
+            return False
+        if not self._wire.watch(on_gone):
+            on_gone()
+        return True
+
+    def unwatch(self) -> None:
+        """Nobody is told any more."""
+        if self._wire is not None:
+            self._wire.unwatch()
+
+    def push(self, payload: bytes, headers: Headers, *, more: bool = True) -> bool:
+        """Send bytes of a stream without waiting for anything; ``False`` where they have to be written."""
+        wire = self._wire
+        if wire is None or self.is_finished or self._lock.locked():
+            return False
+        if self.is_started:
+            is_sent = wire.push(payload, more=more)
+        else:
+            is_sent = self.is_started = wire.answer((*headers, *self._extra), payload, more=more)
+        if is_sent:
+            self.last_write_at = time.monotonic()
+            self.is_finished = not more
+        return is_sent
+
     async def write(self, payload: bytes, headers: Headers) -> None:
         """Send bytes of a stream, after the status line where it has not gone out yet."""
         async with self._lock:
@@ -70,10 +122,12 @@ class Downstream:
 
     async def finish(self, payload: bytes, headers: Headers) -> None:
         """Send the last bytes; a response that was nothing else gets a length."""
+        if not self.is_started:
+            headers = (*headers, (b"content-length", b"%d" % len(payload)))
+        if self.push(payload, headers, more=False):
+            return
         async with self._lock:
             if not self.is_finished:
-                if not self.is_started:
-                    headers = (*headers, (b"content-length", str(len(payload)).encode()))
                 await self._body(200, headers, payload, more=False)
 
     async def reply(self, reply: Reply) -> None:

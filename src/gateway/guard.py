@@ -1,7 +1,7 @@
 """What of a provider's frames may pass: events in their legal order, up to an error, and up to a bound of ours."""
 
 from gateway.canonical.errors import ProviderError
-from gateway.canonical.events import Event, Failure, Finish, Frame, Order, Unified
+from gateway.canonical.events import Event, Failure, Finish, Frame, Order, Phase, Unified
 from gateway.protocols.wire import Cut
 
 
@@ -19,7 +19,10 @@ class Guard:
 
     def check(self, frames: list[Frame]) -> tuple[list[Frame], ProviderError | None]:
         """The frames that may pass, and the error that ended them, if one did."""
+        phases = self._order.phases
         for number, frame in enumerate(frames):
+            if frame.is_plain and phases.get(frame.events[0].choice) is Phase.OPEN:  # type: ignore[attr-defined]
+                continue  # text where text may come, as most
             for event in frame.events:
                 if type(event) is Failure:
                     return frames[:number], event.error

@@ -6,6 +6,7 @@ come from bounded sets: outcomes, codes, and the first few hundred targets, sinc
 
 import logging
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -15,8 +16,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from gateway.canonical.caller import Caller
+from gateway.canonical.errors import ProviderError
 from gateway.ledger import Attempt, UsageRecord
 from gateway.metering.prices import usd_string
+from gateway.plain_counters import PlainCounter
 
 _LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _REDIS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -125,11 +128,14 @@ class _TargetMetrics:
 
 
 class Telemetry:
-    """The process's metrics, and the log line of a request."""
+    """The process's metrics, and the log line of a request.
+
+    ``of_all_workers`` exposes the sum where several workers are one gateway.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = PlainCounter(
             "gateway_requests", "Requests that ended, by outcome.", ("target", "outcome"), registry=self.registry
         )
         self.refusals = Counter(
@@ -141,9 +147,15 @@ class Telemetry:
             ("provider", "code"),
             registry=self.registry,
         )
+        self.lost = Counter(
+            "gateway_lost_microusd",
+            "What calls that came to nothing have to be expected to cost, in µ$; no account pays for them.",
+            ("provider",),
+            registry=self.registry,
+        )
         self.in_flight = Gauge("gateway_streams_in_flight", "Requests running now.", registry=self.registry)
-        self.tokens = Counter("gateway_tokens", "Tokens billed.", ("target", "direction"), registry=self.registry)
-        self.drift = Counter(
+        self.tokens = PlainCounter("gateway_tokens", "Tokens billed.", ("target", "direction"), registry=self.registry)
+        self.drift = PlainCounter(
             "gateway_output_tokens",
             "Output tokens of whole answers by our count and by the provider's, reasoning it did not send left out.",
             ("target", "by"),
@@ -158,7 +170,9 @@ class Telemetry:
         self.abuse = Counter(
             "gateway_abuse", "Requests in which abuse was found, by kind.", ("kind",), registry=self.registry
         )
-        self.cost = Counter("gateway_cost_microusd", "Cost of requests, in µ$.", ("target",), registry=self.registry)
+        self.cost = PlainCounter(
+            "gateway_cost_microusd", "Cost of requests, in µ$.", ("target",), registry=self.registry
+        )
         self.absorbed = Counter(
             "gateway_absorbed_microusd", "Cost that no account could cover, in µ$.", registry=self.registry
         )
@@ -175,6 +189,7 @@ class Telemetry:
         self.unsettled = Gauge(
             "gateway_settlements_pending", "Settlements that Redis has not acknowledged.", registry=self.registry
         )
+        self.of_all_workers: Callable[[], Awaitable[bytes]] | None = None
         self._log = structlog.get_logger()
         self._lines = _request_lines
         self._series: dict[tuple[str, str], _TargetMetrics] = {}
@@ -185,10 +200,10 @@ class Telemetry:
         series = self._series.get(key)
         if series is None:
             series = self._series_of(record.target or "none", record.outcome)
-        series.requests.inc()
-        series.input.inc(record.input_tokens)
-        series.output.inc(record.output_tokens)
-        series.cost.inc(record.cost)
+        series.requests[0] += 1
+        series.input[0] += record.input_tokens
+        series.output[0] += record.output_tokens
+        series.cost[0] += record.cost
         for limit in record.shadowed:
             self.shadow_refusals.labels(limit).inc()
         if record.abuse:
@@ -227,15 +242,36 @@ class Telemetry:
     def drifted(self, target: str, counted: int, reported: int) -> None:
         """Count one whole answer's output tokens by our count and by the provider's."""
         series = self._series.get((target, "complete")) or self._series_of(target, "complete")
-        series.counted.inc(counted)
-        series.reported.inc(reported)
+        series.counted[0] += counted
+        series.reported[0] += reported
 
-    def attempt_failed(self, request_id: str, attempt: Attempt) -> None:
-        """Count a call to a provider that came to nothing before the client was shown anything, and write its line."""
-        self.provider_errors.labels(attempt.target.partition("/")[0], attempt.code).inc()
+    def attempt_failed(self, request_id: str, attempt: Attempt, cause: str | None = None) -> None:
+        """Count a call to a provider that came to nothing before the client was shown anything, and write its line.
+
+        ``cause`` is why the provider was not reached, where it was not: it stands here and is told to nobody else.
+        """
+        provider = attempt.target.partition("/")[0]
+        self.provider_errors.labels(provider, attempt.code).inc()
+        self.lost.labels(provider).inc(attempt.cost)
+        known = {} if cause is None else {"cause": cause}
         self._log.warning(
-            "attempt_failed", request_id=request_id, target=attempt.target, code=attempt.code, status=attempt.status
+            "attempt_failed",
+            request_id=request_id,
+            target=attempt.target,
+            code=attempt.code,
+            status=attempt.status,
+            input_tokens=attempt.input_tokens,
+            output_tokens=attempt.output_tokens,
+            cost_usd=usd_string(attempt.cost),
+            **known,
         )
+
+    def stream_broke(self, request_id: str, target: str, error: ProviderError) -> None:
+        """Write why an answer broke off within, where the connection did; the request's own line has the rest."""
+        if error.cause:
+            self._log.warning(
+                "stream_broke", request_id=request_id, target=target, code=error.code.value, cause=error.cause
+            )
 
     def refused(self, request_id: str, caller: Caller | None, code: str) -> None:
         """Count a request that was turned away, and write its line."""
@@ -245,5 +281,5 @@ class Telemetry:
         )
 
     def expose(self) -> bytes:
-        """All metrics in Prometheus's text format."""
+        """This process's metrics in Prometheus's text format."""
         return generate_latest(self.registry)

@@ -29,6 +29,7 @@ class Turnstile:
         "_downstream",
         "_has_rules",
         "_meter",
+        "_reservation",
         "_tell_budget_at",
         "awake_at",
     )
@@ -38,6 +39,7 @@ class Turnstile:
     ) -> None:
         """``awake_at`` is when something last came from the provider or was waited for on purpose, monotonic."""
         self._admitted = admitted
+        self._reservation = admitted.reservation
         self._meter = meter
         self._conduct = conduct
         self._downstream = downstream
@@ -46,29 +48,31 @@ class Turnstile:
         self._tell_budget_at = _FIRST_BUDGET_MARK
         self.awake_at = clock.now
 
-    async def let_through(
+    def let_through(self, frames: list[Frame], encoder: Encoder) -> bytes | None:
+        """These frames as bytes, paid for; ``None``, and nothing done, where they have to pass one by one."""
+        if self._has_rules:
+            return None
+        meter, reservation = self._meter, self._reservation
+        tokens = meter.weigh_all(frames)
+        cost = meter.cost_with(tokens)
+        if not reservation.covers(cost):
+            return None
+        reservation.use(cost)
+        meter.output += tokens
+        reservation.tokens = meter.input + meter.output
+        if len(frames) == 1:
+            payload = encoder.encode(frames[0])
+        else:
+            payload = b"".join([encoder.encode(frame) for frame in frames])
+        if reservation.used_permille >= self._tell_budget_at:
+            payload = self._tell_budget(encoder) + payload
+        return payload
+
+    async def one_by_one(
         self, frames: list[Frame], encoder: Encoder, ending: Ending | None
     ) -> tuple[bytes, Ending | None]:
         """What of these frames may be sent, and the ending where it holds one; ``ending`` follows the last of them."""
-        if self._has_rules:
-            return await self._one_by_one(frames, encoder, ending)
-        meter, reservation = self._meter, self._admitted.reservation
-        tokens = sum([meter.weigh(frame) for frame in frames])
-        cost = meter.cost_with(tokens)
-        if not reservation.covers(cost):
-            return await self._one_by_one(frames, encoder, ending)
-        reservation.use(cost)
-        meter.forwarded(tokens)
-        reservation.tokens = meter.input + meter.output
-        payload = b"".join([encoder.encode(frame) for frame in frames])
-        if reservation.used_permille >= self._tell_budget_at:
-            payload = self._tell_budget(encoder) + payload
-        return payload, ending
-
-    async def _one_by_one(
-        self, frames: list[Frame], encoder: Encoder, ending: Ending | None
-    ) -> tuple[bytes, Ending | None]:
-        meter, reservation = self._meter, self._admitted.reservation
+        meter, reservation = self._meter, self._reservation
         out: list[bytes] = []
         for frame in frames:
             tokens = meter.weigh(frame)
@@ -114,7 +118,7 @@ class Turnstile:
         return None
 
     def _tell_budget(self, encoder: Encoder) -> bytes:
-        reservation = self._admitted.reservation
+        reservation = self._reservation
         index, permille = reservation.used_index, reservation.used_permille
         limit = self._admitted.allowances.at(index).name if index else ""
         notice, self._tell_budget_at = budget_notice(permille, limit)

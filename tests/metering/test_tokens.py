@@ -26,7 +26,7 @@ from gateway.canonical.request import (
     ToolResult,
 )
 from gateway.metering import tokens
-from gateway.metering.tokens import count_bytes, count_images, count_input, counter, marks_cache, tokenizer_of
+from gateway.metering.tokens import count_bytes, count_input, counter, survey, tokenizer_of
 from gateway.protocols.openai_chat.server import OpenAiChatServer
 
 O200K = counter()
@@ -199,15 +199,15 @@ async def test_after_the_deadline_the_rest_is_bounded_and_not_counted(monkeypatc
 
 def test_pictures_are_found_in_tool_results_too() -> None:
     image = Image(url="https://x/y")
-    assert count_images(asked(Text("x"))) == 0
-    assert count_images(asked(image, ToolResult("i", (image, Text("x"))), image)) == 3
+    assert survey(asked(Text("x"))).images == 0
+    assert survey(asked(image, ToolResult("i", (image, Text("x"))), image)).images == 3
 
 
 def test_a_mark_for_the_providers_cache_is_found_wherever_it_may_stand() -> None:
     mark = {"type": "ephemeral"}
-    assert not marks_cache(asked(Text("x"), tools=(Tool(name="t"),)))
-    assert marks_cache(asked(Text("x", cache=mark)))
-    assert marks_cache(asked(Text("x"), tools=(Tool(name="t", cache=mark),)))
+    assert not survey(asked(Text("x"), tools=(Tool(name="t"),))).marks_cache
+    assert survey(asked(Text("x", cache=mark))).marks_cache
+    assert survey(asked(Text("x"), tools=(Tool(name="t", cache=mark),))).marks_cache
 
 
 @pytest.mark.parametrize(

@@ -182,10 +182,11 @@ _WHOLE_STREAM = frozenset((MessageStart, UsageReport, Embeddings, Failure))
 class Order:
     """Follows one stream through ``TRANSITIONS``."""
 
-    __slots__ = ("_phases",)
+    __slots__ = ("phases",)
 
     def __init__(self) -> None:
-        self._phases: dict[int, Phase] = {}
+        """``phases`` is where each choice stands; read it, and let ``check`` change it."""
+        self.phases: dict[int, Phase] = {}
 
     def check(self, event: Event, provider: str) -> None:
         """Advance by one event; raises ``ProviderProtocolError`` where it may not come now."""
@@ -193,7 +194,7 @@ class Order:
         if kind in _WHOLE_STREAM:
             return
         choice: int = event.choice  # type: ignore[attr-defined]
-        phase = self._phases.get(choice)
+        phase = self.phases.get(choice)
         following = TRANSITIONS[phase or Phase.OPEN].get(kind)
         if following is None:
             raise ProviderProtocolError(
@@ -201,9 +202,9 @@ class Order:
                 provider=provider,
             )
         if following is not phase:
-            self._phases[choice] = following
+            self.phases[choice] = following
 
     @property
     def is_finished(self) -> bool:
         """Whether every choice that was opened has finished, and at least one has."""
-        return bool(self._phases) and all(phase is Phase.FINISHED for phase in self._phases.values())
+        return bool(self.phases) and all(phase is Phase.FINISHED for phase in self.phases.values())

@@ -20,8 +20,9 @@ from gateway.exchange import Exchange
 from gateway.http.chat_streams import Resumption
 from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.request_headers import idempotency_key, truth
-from gateway.http.server_protocol import reset_of
+from gateway.http.server_protocol import reset_of, wire_of
 from gateway.identity.authenticator import Authenticator
+from gateway.mirror import MirroredExchange, MirroringRouter
 from gateway.protocols.anthropic_messages.listing import model_object, model_page
 from gateway.protocols.bodies import check_model_name
 from gateway.protocols.wire import Reply, ServerRole
@@ -67,10 +68,9 @@ class InferenceEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._services.live.arriving():
-            await self._answer(scope, receive, Connection(send, scope[HEADERS], reset_of(scope)))
+            await self._answer(scope, receive, Connection(send, scope[HEADERS], reset_of(scope), wire_of(scope)))
 
     async def _answer(self, scope: Scope, receive: Receive, connection: Connection) -> None:
-        downstream = Downstream(connection.send, connection.extra, connection.abort)
         request_id: str = scope[REQUEST_ID]
         caller: Caller | None = None
         try:
@@ -84,20 +84,21 @@ class InferenceEndpoint:
         except GatewayError as error:
             error.request_id = request_id
             self._services.telemetry.refused(request_id, caller, error.code.value)
-            await downstream.reply(_closing(self._protocol.encode_error(error), error))
+            await _reply(connection, _closing(self._protocol.encode_error(error), error))
             return
         except Exception:
             _log.exception("request_broke", request_id=request_id)
-            await downstream.reply(self._protocol.encode_error(broke_error()))
+            await _reply(connection, self._protocol.encode_error(broke_error()))
             return
-        await self._run(Exchange(self._services, protocol, request, caller, request_id, wishes), receive, downstream)
+        kind = MirroredExchange if isinstance(self._services.entrance.router, MirroringRouter) else Exchange
+        await self._run(kind(self._services, protocol, request, caller, request_id, wishes), receive, downstream)
 
     async def _open(
         self, caller: Caller, body: bytes, query: dict[str, str], wishes: Wishes, connection: Connection
     ) -> "Opened":
         """What an exchange needs of a body; raises ``GatewayError``."""
         request = self._protocol.decode_request(body, query)
-        downstream = Downstream(connection.send, connection.extra, connection.abort)
+        downstream = Downstream(connection.send, connection.extra, connection.abort, connection.wire)
         if self._resumption is not None and request.chat_id and self._resumption.is_wanted(wishes):
             downstream = self._resumption.downstream(connection, caller, request.chat_id)
         return Opened(self._protocol, request, downstream)
@@ -118,11 +119,13 @@ _READ_BY_PROTOCOLS = (_VERSION.encode(), b"anthropic-beta")
 
 def query_of(scope: Scope) -> dict[str, str]:
     """What stands in the address, and the headers that some protocol reads beside it, by their names."""
-    query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1"))) if scope["query_string"] else {}
+    named = dict(scope["headers"])
     for wanted in _READ_BY_PROTOCOLS:
+        if wanted not in named:
+            continue
         values = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
-        if values:
-            query[wanted.decode()] = ",".join(values)
+        query[wanted.decode()] = ",".join(values)
     return query
 
 
@@ -147,6 +150,10 @@ def _wishes(scope: Scope, body: bytes) -> Wishes:
     return Wishes(idempotency_key=key, digest=digest, notices=notices, resumable=resumable, is_strict=is_strict)
 
 
+async def _reply(connection: Connection, reply: Reply) -> None:
+    await Downstream(connection.send, connection.extra, connection.abort).reply(reply)
+
+
 def _closing(reply: Reply, error: GatewayError) -> Reply:
     """An answer after which the connection is of no use: the process stops."""
     if error.code is not ErrorCode.DRAINING:
@@ -164,6 +171,8 @@ def check_media_type(scope: Scope) -> None:
             raise RequestError(
                 "A compressed body is not accepted.", code=ErrorCode.UNSUPPORTED_MEDIA_TYPE, param="content-encoding"
             )
+    if content_type == b"application/json":
+        return
     media_type, *parameters = (piece.strip() for piece in content_type.split(b";"))
     charsets = [piece[8:].strip(b'"') for piece in parameters if piece.startswith(b"charset=")]
     if media_type != b"application/json" or any(charset not in (b"utf-8", b"utf8") for charset in charsets):

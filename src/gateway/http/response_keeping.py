@@ -130,7 +130,7 @@ class KeepingDownstream(Downstream):
     __slots__ = ("keeper",)
 
     def __init__(self, connection: Connection, keeper: Keeper) -> None:
-        super().__init__(connection.send, connection.extra, connection.abort)
+        super().__init__(connection.send, connection.extra, connection.abort, connection.wire)
         self.keeper = keeper
 
     def detach(self) -> None:

@@ -2,13 +2,15 @@
 
 Stock uvicorn waits for ever on a connection that says nothing, trickles its header, or never ends its body; takes
 headers of any size, with no host or two, and chunks with extensions of any size; and never notices a peer whose machine
-is gone. It also gives an application no way to reset a connection of which the client no longer reads, hence ``RESET``.
+is gone. Nor does it let an application reset a connection of which the client no longer reads, hear that the client
+left without a task that waits for it, or send a piece of a stream without six calls: hence ``RESET`` and ``WIRE``.
 """
 
 import asyncio
 import socket
 import struct
 import uuid
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 from typing import Any
@@ -17,8 +19,10 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.canonical.errors import ErrorCode
+from gateway.protocols.wire import Headers
 
 RESET = "gateway.reset"
+WIRE = "gateway.wire"
 
 _URL_BYTES_MAX = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
@@ -47,7 +51,11 @@ class GuardedProtocol(HttpToolsProtocol):
     body_quiet_s = 10.0
     body_s = 120.0
 
+    on_gone: Callable[[], None] | None = None
+    _is_lost = False
+
     _timer: asyncio.TimerHandle | None = None
+    _wait_s = 0.0  # a wait that begins with the end of this read
     _phase = _Phase.BETWEEN
     _header_count = 0
     _header_bytes = 0
@@ -60,6 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._extensions: dict[str, Any] = {RESET: {"reset": self.reset}, WIRE: self}
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             _detect_dead_peer(sock)
@@ -80,6 +89,64 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+        self._extensions = {}  # it holds us
+        self._is_lost = True
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def watch(self, on_gone: Callable[[], None]) -> bool:
+        """Call this once the client has left; returns whether it is still there."""
+        self.on_gone = on_gone
+        self.flow.resume_reading()  # a large body may have paused it, and then nobody would notice
+        return not self._is_lost
+
+    def unwatch(self) -> None:
+        """The request has been answered."""
+        self.on_gone = None
+
+    def answer(self, headers: Headers, payload: bytes, *, more: bool) -> bool:
+        """Begin to answer 200, with the first piece of a stream or with all there is; ``False`` where nothing happened.
+
+        ``headers`` name the length of what is whole. uvicorn's way is taken wherever more is to be thought of.
+        """
+        cycle = self.cycle
+        if cycle.response_started or not cycle.keep_alive or not self._may_push():
+            return False
+        lines = b"".join([b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)])
+        if lines.count(b"\n") != len(headers) + len(cycle.default_headers):
+            return False  # a header with a line end in it, which uvicorn refuses
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        cycle.chunked_encoding = more
+        if more:
+            head = b"HTTP/1.1 200 OK\r\n%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n"
+            self.transport.write(head % (lines, len(payload), payload))
+        else:
+            self.transport.write(b"HTTP/1.1 200 OK\r\n%b\r\n%b" % (lines, payload))
+            self._complete()
+        return True
+
+    def push(self, payload: bytes, *, more: bool) -> bool:
+        """Send a piece of a chunked answer that has begun, or its last; ``False`` where nothing happened."""
+        if not self.cycle.chunked_encoding or not self._may_push():
+            return False
+        if more:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(payload), payload))
+        else:
+            self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(payload), payload) if payload else b"0\r\n\r\n")
+            self._complete()
+        return True
+
+    def _may_push(self) -> bool:
+        return not (self.pipeline or self.flow.write_paused or self.cycle.disconnected)
+
+    def _complete(self) -> None:
+        cycle = self.cycle
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
@@ -130,6 +197,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._takes_upgrade and self.transport.get_protocol() is not self:
             return  # it is a WebSocket's connection by now
+        if self._wait_s and self._phase is not _Phase.BETWEEN:
+            self._arm(self._wait_s)  # what came with one read never waits for anything, so no timer is made for it
+            self._wait_s = 0.0
         if self.scope is message and phase is self._phase is not _Phase.BETWEEN:
             self._bound_what_the_parser_swallows(len(data))
         elif self._phase is _Phase.BETWEEN and self._timer is None and self.timeout_keep_alive_task is None:
@@ -160,8 +230,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._phase = _Phase.HEADER
         self._takes_upgrade = False
         self._header_count = self._header_bytes = self._raw_header_bytes = self._hosts = self._framing_bytes = 0
-        self.scope["extensions"] = {RESET: {"reset": self.reset}}
-        self._arm(self.header_s)
+        self.scope["extensions"] = self._extensions
+        self._wait_s = self.header_s
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -176,8 +246,12 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._phase is _Phase.HEADER and b"_" not in name:
             # A trailer must not become a header of a request that is being read; and of two names that differ in an
             # underscore, what stands behind us might make one.
-            super().on_header(name, value)
-            self._hosts += len(name) == 4 and name.lower() == b"host"
+            name = name.lower()
+            if name == b"host":
+                self._hosts += 1
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
@@ -188,18 +262,20 @@ class GuardedProtocol(HttpToolsProtocol):
         self._takes_upgrade = self._may_upgrade()
         self._phase = _Phase.BODY
         self._body_deadline = self.loop.time() + self.body_s
-        self._arm(self.body_quiet_s)
+        self._wait_s = self.body_quiet_s
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
         self._body_bytes_fed += len(body)
-        self._arm(min(self.body_quiet_s, max(0.0, self._body_deadline - self.loop.time())))
+        self._wait_s = max(0.001, min(self.body_quiet_s, self._body_deadline - self.loop.time()))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._disarm()
+        if self._timer is not None:
+            self._disarm()
+        self._wait_s = 0.0
         self._phase = _Phase.BETWEEN
         if not self.transport.is_closing():
             super().on_message_complete()
@@ -236,7 +312,13 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def reset_of(scope: Any) -> Any:
+def wire_of(scope: Any) -> "GuardedProtocol | None":
+    """The connection that a request came on; ``None`` on another server, or in a frame of a WebSocket."""
+    wire: GuardedProtocol | None = scope.get("extensions", {}).get(WIRE)
+    return wire
+
+
+def reset_of(scope: Any) -> Callable[[], None]:
     """The function that resets this request's connection; one that does nothing on another server."""
     extension = scope.get("extensions", {}).get(RESET)
     return extension["reset"] if extension is not None else (lambda: None)

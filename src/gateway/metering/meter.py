@@ -50,16 +50,26 @@ class Meter:
         self.output = 0
         self.shows_reasoning = False
         self.reported: Usage | None = None
-        self._set_input(Usage(input=input_tokens))
+        price = schedule.at(input_tokens)
+        self.input = input_tokens
+        self._output_picousd = price.dearest_output
+        self._base_picousd = images * price.image + price.reading_picousd(input_tokens)
 
     def _set_input(self, usage: Usage) -> None:
         price = self._schedule.at(usage.input)
         self.input = usage.input
         # A reasoning token may be the dearer one, and which is which is only known at the end.
         self._output_picousd = price.dearest_output
-        self._base_picousd = self.images * price.image + price.cost_picousd(
-            Usage(input=usage.input, cache_read=usage.cache_read, cache_write=usage.cache_write)
+        self._base_picousd = self.images * price.image + price.reading_picousd(
+            usage.input, usage.cache_read, usage.cache_write
         )
+
+    def weigh_all(self, frames: list[Frame]) -> int:
+        """The output tokens that these frames carry."""
+        count, tokens = self._count, 0
+        for frame in frames:
+            tokens += count(frame.events[0].text) if frame.is_plain else self.weigh(frame)  # type: ignore[attr-defined]
+        return tokens
 
     def weigh(self, frame: Frame) -> int:
         """The output tokens that a frame carries."""

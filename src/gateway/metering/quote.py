@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gateway.canonical.usage import Usage
 from gateway.metering.prices import PriceSchedule, microusd
 
 # A slice before a stream's own rate is known: what a fast model says in four seconds.
@@ -82,10 +81,8 @@ def _cost(wanted: Wanted, terms: Terms, output: int) -> int:
 
 def _input_picousd(wanted: Wanted, terms: Terms) -> int:
     price = terms.price.at(wanted.input)
-    reading = price.cost_picousd(Usage(input=wanted.input))
-    if wanted.marks_cache:
-        reading = price.request + wanted.input * price.dearest_input
-    return reading + wanted.images * price.image
+    dearest = price.dearest_input if wanted.marks_cache else price.input
+    return price.request + wanted.input * dearest + wanted.images * price.image
 
 
 def cost_max(wanted: Wanted, terms: Terms, bound: int | None) -> int | None:

@@ -18,10 +18,10 @@ from gateway.canonical.request import (
     Audio,
     Document,
     Image,
-    Message,
     Part,
     Reasoning,
     Request,
+    Text,
     Tokens,
     ToolCall,
     ToolResult,
@@ -69,73 +69,116 @@ def tokenizer_of(model: str) -> str:
     return "cl100k" if _CL100K.match(model) else "o200k"
 
 
-async def count_input(request: Request, count: TokenCounter) -> int:
-    """Tokens of everything a request sends to the model, as far as it can be known before the provider says."""
-    texts = list(_texts(request))
-    fixed = sum(map(_attachments, request.messages))
-    if request.embedding is None:  # whose inputs stand alone: no roles, nothing between them
-        fixed += _PER_REQUEST + _PER_MESSAGE * len(request.messages)
-    if sum(map(len, texts)) <= _SLICE_CHARACTERS:
-        return fixed + sum(map(count, texts))
-    tokens = fixed
-    deadline = time.monotonic() + _DEADLINE_S
-    for text in texts:
-        for start in range(0, len(text), _SLICE_CHARACTERS):
-            piece = text[start : start + _SLICE_CHARACTERS]
-            tokens += count(piece) if time.monotonic() < deadline else count_bytes(piece)
-            await asyncio.sleep(0)
+# A conversation sends what was said before with each turn, and many share what the system says. Texts are known by
+# their (keyed) hash and length, so none is kept.
+_KNOWN: dict[tuple[TokenCounter, int, int], int] = {}
+_KNOWN_MAX = 16_384
+_KNOWN_LENGTH_MIN = 32
+
+
+def _learn(key: tuple[TokenCounter, int, int], tokens: int) -> None:
+    if key[2] >= _KNOWN_LENGTH_MIN:
+        if len(_KNOWN) >= _KNOWN_MAX:
+            _KNOWN.clear()
+        _KNOWN[key] = tokens
+
+
+async def _count_in_slices(text: str, count: TokenCounter, deadline: float) -> int:
+    """A long text with other streams served in between; what is left at the deadline by the safe bound."""
+    tokens = 0
+    for start in range(0, len(text), _SLICE_CHARACTERS):
+        piece = text[start : start + _SLICE_CHARACTERS]
+        tokens += count(piece) if time.monotonic() < deadline else count_bytes(piece)
+        await asyncio.sleep(0)
     return tokens
 
 
-def count_images(request: Request) -> int:
-    """The pictures a request sends."""
-    parts = (part for message in request.messages for part in message.parts)
-    flat = (inner for part in parts for inner in (part.content if isinstance(part, ToolResult) else (part,)))
-    return sum(isinstance(part, Image) for part in flat)
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request sends to the model: its texts, the tokens of what is no text, its pictures.
+
+    ``marks_cache`` says that it asks its provider to keep a prefix, which some charge more for than for reading it.
+    """
+
+    texts: list[str]
+    fixed: int
+    images: int
+    marks_cache: bool
+
+    async def tokens(self, count: TokenCounter) -> int:
+        """Tokens of everything, as far as it can be known before the provider says."""
+        tokens, characters, deadline = self.fixed, 0, 0.0
+        for text in self.texts:
+            length = len(text)
+            key = (count, hash(text), length)
+            known = _KNOWN.get(key) if length >= _KNOWN_LENGTH_MIN else None
+            if known is None and characters + length <= _SLICE_CHARACTERS:
+                characters += length
+                known = count(text)
+                _learn(key, known)
+            elif known is None:
+                deadline = deadline or time.monotonic() + _DEADLINE_S
+                known = await _count_in_slices(text, count, deadline)
+                if time.monotonic() < deadline:
+                    _learn(key, known)
+            tokens += known
+        return tokens
 
 
-def marks_cache(request: Request) -> bool:
-    """Whether a request asks its provider to keep a prefix, which some charge more for than for reading it."""
-    parts = (part for message in request.messages for part in message.parts)
-    return any(getattr(part, "cache", None) is not None for part in (*parts, *request.tools))
-
-
-def _texts(request: Request) -> Iterable[str]:
+def survey(request: Request) -> Survey:
+    """One look at all of a request."""
+    texts: list[str] = []
+    others: list[Part] = []
+    marks_cache = False
     for message in request.messages:
         for part in message.parts:
-            yield from _part_texts(part)
-    yield from request.unread
+            if type(part) is Text:  # most
+                texts.append(part.text)
+                marks_cache = marks_cache or part.cache is not None
+            else:
+                others.append(part)
+    images = 0
+    # Inputs to be embedded stand alone: no roles, nothing between them.
+    fixed = _PER_REQUEST + _PER_MESSAGE * len(request.messages) if request.embedding is None else 0
+    for part in others:
+        marks_cache = marks_cache or getattr(part, "cache", None) is not None
+        for item in part.content if isinstance(part, ToolResult) else (part,):
+            images += isinstance(item, Image)
+            fixed += _attachment(item)
+            texts += _part_texts(item)
+    texts += request.unread
     for tool in request.tools:
-        yield msgspec.json.encode(tool).decode()
+        texts.append(msgspec.json.encode(tool).decode())
+        marks_cache = marks_cache or tool.cache is not None
     if request.json_schema is not None and request.json_schema.schema is not None:
-        yield msgspec.json.encode(request.json_schema.schema).decode()
+        texts.append(msgspec.json.encode(request.json_schema.schema).decode())
+    return Survey(texts=texts, fixed=fixed, images=images, marks_cache=marks_cache)
+
+
+async def count_input(request: Request, count: TokenCounter) -> int:
+    """Tokens of everything a request sends to the model, as far as it can be known before the provider says."""
+    return await survey(request).tokens(count)
 
 
 def _part_texts(part: Part) -> Iterable[str]:
     match part:
         case ToolCall():
-            yield part.name
-            yield part.arguments
+            return part.name, part.arguments
         case ToolResult():
-            for inner in part.content:
-                yield from _part_texts(inner)
+            return [text for inner in part.content for text in _part_texts(inner)]
         case Reasoning():
-            yield part.text or part.redacted
+            return (part.text or part.redacted,)
         case Image() | Document() | Audio() | Tokens():
-            return
+            return ()
         case _:
-            yield getattr(part, "text", "")
+            return (getattr(part, "text", ""),)
 
 
-def _attachments(message: Message) -> int:
-    tokens = 0
-    for part in message.parts:
-        inner = part.content if isinstance(part, ToolResult) else (part,)
-        for item in inner:
-            if isinstance(item, Image):
-                tokens += _PER_IMAGE
-            elif isinstance(item, Tokens):
-                tokens += len(item.ids)
-            elif isinstance(item, Document | Audio):
-                tokens += len(item.data or "") // _BYTES_PER_TOKEN_OF_FILE
-    return tokens
+def _attachment(part: Part) -> int:
+    """The tokens of what is no text."""
+    if isinstance(part, Image):
+        return _PER_IMAGE
+    if isinstance(part, Tokens):
+        return len(part.ids)
+    if isinstance(part, Document | Audio):
+        return len(part.data or "") // _BYTES_PER_TOKEN_OF_FILE
+    return 0

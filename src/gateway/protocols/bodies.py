@@ -95,7 +95,7 @@ def untold_fields(
 ) -> tuple[str, ...]:
     """A body's fields that ask for something and are not ``told`` to other formats. ``idle`` values ask nothing."""
     return tuple(
-        name for name, value in raw.items() if name not in told and bytes(value) not in (b"null", idle.get(name))
+        [name for name, value in raw.items() if name not in told and bytes(value) not in (b"null", idle.get(name))]
     )
 
 
@@ -164,6 +164,8 @@ def check_model_name(model: str) -> str:
 
 def refuse_routing_fields(names: Collection[str]) -> None:
     """Raises ``RequestError`` where a body's field would choose where its request is sent."""
+    if _ROUTING_FIELDS.isdisjoint(names):
+        return
     for name in sorted(_ROUTING_FIELDS.intersection(names)):
         raise RequestError(f"The field {name} is not accepted.", code=ErrorCode.UNSUPPORTED_VALUE, param=name)
 

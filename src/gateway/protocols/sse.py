@@ -36,20 +36,28 @@ class SseDecoder:
         self._event = ""
         self._skip_lf = False
 
+    def whole(self, chunk: bytes) -> list[bytes] | None:
+        """The data of each event, where a chunk holds whole events of one line of data each and nothing else; or
+        ``None``, and nothing was taken.
+
+        Most chunks are such, and nothing of an event has to be remembered for them.
+        """
+        if chunk[-2:] != b"\n\n" or self._buffer or self._data or self._event or self._skip_lf or b"\r" in chunk:
+            return None
+        if len(chunk) > EVENT_BYTES_MAX:
+            return None
+        lines = chunk.split(b"\n\n")
+        lines.pop()
+        payloads = [line[6:] for line in lines if line[:6] == b"data: "]
+        if len(payloads) != len(lines) or chunk.count(b"\n") != 2 * len(lines):
+            return None
+        return payloads
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Take bytes as they came; returns the events they completed, often none or one.
 
         Raises ``EventTooLarge`` when an event passes the bound, finished or not: how it is cut makes no difference.
         """
-        if (
-            chunk[:6] == b"data: "
-            and chunk[-2:] == b"\n\n"
-            and not (self._buffer or self._data or self._event or self._skip_lf)
-            and chunk.count(b"\n") == 2
-            and len(chunk) <= EVENT_BYTES_MAX
-            and b"\r" not in chunk
-        ):
-            return [ServerSentEvent(chunk[6:-2])]  # one whole event, as a paced stream brings them
         if self._skip_lf and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._skip_lf = False

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gateway.downstream import Downstream
+from gateway.downstream import Downstream, Wire
 from gateway.limits import keys
 from gateway.limits.redis import Redis
 from gateway.protocols.wire import Headers, Reply
@@ -131,9 +131,10 @@ class LoggedDownstream(Downstream):
 class Connection:
     """How a client is reached: ``send`` as ASGI has it, headers for any answer, and a way to reset the connection."""
 
-    __slots__ = ("abort", "extra", "send")
+    __slots__ = ("abort", "extra", "send", "wire")
 
-    def __init__(self, send: _Send, extra: Headers, abort: Callable[[], None]) -> None:
+    def __init__(self, send: _Send, extra: Headers, abort: Callable[[], None], wire: Wire | None = None) -> None:
         self.send = send
         self.extra = extra
         self.abort = abort
+        self.wire = wire

@@ -140,16 +140,25 @@ class ChatDecoder:
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """Frames that these bytes complete."""
-        try:
-            events = self._sse.feed(chunk)
-        except EventTooLarge:
-            return [self._broken("an event larger than the gateway accepts")]
+        if self.is_done:
+            return []
+        payloads = self._sse.whole(chunk)
+        if payloads is None:
+            try:
+                payloads = [event.data for event in self._sse.feed(chunk)]
+            except EventTooLarge:
+                return [self._broken("an event larger than the gateway accepts")]
         frames: list[Frame] = []
-        for event in events:
-            if event.data.startswith(b"[DONE]"):
+        for payload in payloads:
+            may_be_plain = self._plain_chances and self._roles and b'"content"' in payload
+            plain = self._take_plain(payload) if may_be_plain else None
+            if plain is not None:
+                frames.append(plain)
+            elif payload.startswith(b"[DONE]"):
                 self.is_done = True
-            elif event.data and not self.is_done:
-                frames += self.take(event.data)
+                break
+            elif payload:
+                frames += self.take(payload)
         return frames
 
     def end_of_bytes(self) -> list[Frame]:
@@ -170,10 +179,6 @@ class ChatDecoder:
 
     def take(self, payload: bytes, *, whole: bool = False) -> list[Frame]:
         """The frames of one payload; ``whole`` for an answer that is not a chunk."""
-        if self._plain_chances and not whole:
-            frame = self._take_plain(payload)
-            if frame is not None:
-                return [frame]
         try:
             if not payload.isascii():
                 payload.decode()  # msgspec passes over the inside of strings that nobody asked for
@@ -211,7 +216,7 @@ class ChatDecoder:
         if not text or index not in self._roles or index in self._finished or b"\n" in payload:
             return None
         self._plain_chances = _PLAIN_CHANCES
-        return Frame((TextDelta(text, index),), encode_data(payload), is_plain=True)
+        return Frame((TextDelta(text, index),), b"data: %b\n\n" % payload, True)
 
     def _take_choice(self, choice: ChunkChoice, events: list[Event]) -> bool:
         """Append the choice's events; returns whether official clients can read it as it is."""

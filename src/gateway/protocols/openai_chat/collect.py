@@ -27,6 +27,8 @@ class Answer:
     """The answer so far."""
 
     def __init__(self) -> None:
+        """``texts`` are the pieces of each choice's text, to be appended to in place of merging a chunk."""
+        self.texts: dict[int, list[str]] = {}
         self._top: dict[str, Any] = {}
         self._messages: dict[int, dict[str, Any]] = {}
         self._choices: dict[int, dict[str, Any]] = {}
@@ -37,15 +39,6 @@ class Answer:
         for frame in frames.split(b"\n\n"):
             if frame.startswith(b"data: {"):
                 self._merge_chunk(_OBJECT.decode(frame[6:]))
-
-    def add_text(self, text: str, choice: int) -> bool:
-        """Add to a choice that has some text already; ``False`` where it has none, and the chunk has to be merged."""
-        message = self._messages.get(choice)
-        known = message.get("content") if message is not None else None
-        if not isinstance(known, _Text):
-            return False
-        known.pieces.append(text)
-        return True
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Something that happened on the way, for the answer's ``x_gateway.events``."""
@@ -62,6 +55,11 @@ class Answer:
         index = choice.pop("index", 0)
         message = self._messages.setdefault(index, {"role": "assistant", "content": None, "refusal": None})
         _merge(message, choice.pop("delta", None) or {})
+        content = message["content"]
+        if isinstance(content, _Text):
+            self.texts[index] = content.pieces
+        else:
+            self.texts.pop(index, None)
         kept = self._choices.setdefault(index, {"finish_reason": None, "logprobs": None})
         logprobs = choice.pop("logprobs", None)
         if isinstance(logprobs, dict):

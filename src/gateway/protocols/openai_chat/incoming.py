@@ -18,6 +18,7 @@ from gateway.canonical.request import (
     Reasoning,
     Refusal,
     Request,
+    Role,
     Sampling,
     Text,
     Tool,
@@ -78,7 +79,7 @@ def decode(body: bytes) -> Request:
     _check_fields(raw)
     if chat.user or chat.metadata:
         _check_labels(chat)
-    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(chat.messages))
+    messages = tuple([_message(message, i) for i, message in enumerate(chat.messages)])
     return Request(
         format=NAME,
         model=check_model_name(chat.model),
@@ -107,9 +108,9 @@ def decode(body: bytes) -> Request:
 def _unread(chat: ChatRequest, raw: dict[str, msgspec.Raw], messages: tuple[Message, ...]) -> tuple[str, ...]:
     """What goes to a provider of the same format and is in no canonical part: counted as it stands, rather too much."""
     names = [name for name in raw if name not in _READ]
-    if any(tool.function is None for tool in chat.tools or ()):
+    if chat.tools and any(tool.function is None for tool in chat.tools):
         names.append("tools")
-    if any(isinstance(part, Opaque) for message in messages for part in message.parts):
+    if [part for message in messages for part in message.parts if type(part) is Opaque]:
         names.append("messages")
     return tuple(bytes(raw[name]).decode() for name in names if len(bytes(raw[name])) > _SMALL_BYTES)
 
@@ -134,6 +135,8 @@ def _check_labels(chat: ChatRequest) -> None:
 
 
 def _untranslatable(chat: ChatRequest, raw: dict[str, msgspec.Raw]) -> tuple[str, ...]:
+    if not chat.tools and raw.keys().isdisjoint(_OWN_ONLY):
+        return ()
     names = [name for name in _OWN_ONLY if bytes(raw.get(name, b"null")) != b"null"]
     names += [f"tools[{i}]" for i, tool in enumerate(chat.tools or ()) if tool.function is None]
     return tuple(names)
@@ -141,7 +144,7 @@ def _untranslatable(chat: ChatRequest, raw: dict[str, msgspec.Raw]) -> tuple[str
 
 def _untold(chat: ChatRequest, raw: dict[str, msgspec.Raw]) -> tuple[str, ...]:
     names = untold_fields(raw, _TOLD, _IDLE)
-    if any(message.name is not None and message.role not in ("tool", "function") for message in chat.messages):
+    if [1 for message in chat.messages if message.name is not None and message.role not in ("tool", "function")]:
         names += ("messages.name",)
     return names
 
@@ -206,21 +209,24 @@ def _json_schema(wanted: ResponseFormat | None) -> JsonSchema | None:
     return JsonSchema(name=schema.name, schema=schema.schema, strict=schema.strict)
 
 
-def _message(message: ChatMessage, where: str) -> Message:
-    match message.role:
-        case "developer" | "system":
-            return Message("system", _content(message, where))
-        case "user":
-            return Message("user", _content(message, where))
-        case "assistant":
-            return Message("assistant", _assistant(message, where))
-        case "tool" | "function":
-            call_id = message.tool_call_id or message.name
-            if not call_id:
-                raise RequestError(
-                    f"{where}.tool_call_id is missing.", code=ErrorCode.INVALID_VALUE, param=f"{where}.tool_call_id"
-                )
-            return Message("tool", (ToolResult(call_id, _content(message, where)),))
+def _message(message: ChatMessage, number: int) -> Message:
+    role = _SPEAKERS.get(message.role)
+    if role is not None and type(message.content) is str:  # most
+        return Message(role, (Text(message.content),))
+    where = f"messages[{number}]"
+    if role is not None:
+        return Message(role, _content(message, where))
+    if message.role == "assistant":
+        return Message("assistant", _assistant(message, where))
+    call_id = message.tool_call_id or message.name
+    if not call_id:
+        raise RequestError(
+            f"{where}.tool_call_id is missing.", code=ErrorCode.INVALID_VALUE, param=f"{where}.tool_call_id"
+        )
+    return Message("tool", (ToolResult(call_id, _content(message, where)),))
+
+
+_SPEAKERS: dict[str, Role] = {"developer": "system", "system": "system", "user": "user"}
 
 
 def _assistant(message: ChatMessage, where: str) -> tuple[Part, ...]:

@@ -121,6 +121,8 @@ class ChunkEncoder:
     def encode(self, frame: Frame) -> bytes:
         """The provider's own frame where it can pass, else chunks of our own."""
         raw = frame.raw
+        if frame.is_plain and self._is_native and raw is not None and not self._held:
+            return raw
         if raw is None or not self._is_native:
             return b"".join([self._encode_event(event) for event in frame.events])
         for event in frame.events:
@@ -299,8 +301,10 @@ class AnswerEncoder:
     def encode(self, frame: Frame) -> bytes:
         """Nothing reaches the client before the end."""
         if frame.is_plain:
-            delta = frame.events[0]
-            if isinstance(delta, TextDelta) and self._answer.add_text(delta.text, delta.choice):
+            delta: TextDelta = frame.events[0]  # type: ignore[assignment]
+            text = self._answer.texts.get(delta.choice)
+            if text is not None:
+                text.append(delta.text)
                 return b""
         self._answer.take(self._chunks.encode(frame))
         return b""

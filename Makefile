@@ -50,12 +50,12 @@ fmt: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix --quiet src tests benchmarks
 	$(BIN)/ruff format --quiet src tests benchmarks
 
-bench: bench-peers ## cost per request and per chunk, beside a direct call and LiteLLM
+bench: bench-peers ## cost per request and per chunk, beside a direct call, nginx and other gateways
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.routing
 
-bench-peers: $(VENV)/.dev ## install LiteLLM into an environment of its own
+bench-peers: $(VENV)/.dev ## install LiteLLM, Portkey and TensorZero, apart from our own packages
 	$(BIN)/python -m benchmarks.peers
 
 docs: $(VENV)/.run ## write the generated references anew

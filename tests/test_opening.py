@@ -20,15 +20,21 @@ from gateway.canonical.errors import (
 from gateway.canonical.events import Batch, Event, Failure, Frame, MessageStart, TextDelta
 from gateway.canonical.request import Loss, Request
 from gateway.limits.deployment_capacity import Full
+from gateway.metering.meter import Meter
 from gateway.metering.prices import Price, PriceBook, PriceSchedule
+from gateway.metering.tokens import count_bytes
 from gateway.opening import Calls, open_first
+from gateway.providers.credentials import CredentialError
 from gateway.providers.provider import Call, Hangup, Timeouts
+from gateway.providers.transport import ConnectTimeout, TransportError
 from gateway.router import ModelOptions, Router
 from gateway.routing.breaker import BreakerRules
 from gateway.routing.deployments import DeploymentRules, Deployments
+from gateway.routing.first_words import HedgeRules
 from gateway.routing.retries import RetryRules
 
-PRICE = PriceSchedule(Price(input=1, output=2))
+PRICE = PriceSchedule(Price(input=1_000_000, output=2_000_000))
+INPUT_TOKENS = 100
 REQUEST = Request(format="openai_chat", model="fast", messages=())
 START = MessageStart("id", "m", 1)
 
@@ -39,11 +45,11 @@ def said(*events: Event) -> Batch:
 
 HELLO = said(START, TextDelta("Hello"))
 NEVER = "never"
-Act = Batch | BaseException | str
+Act = Batch | BaseException | asyncio.Event | str
 
 
 class Scripted:
-    """A provider that does what it was told, call by call: batches to send, errors to raise, or to hang."""
+    """A provider that does what it was told, call by call: batches to send, errors to raise, events to wait for."""
 
     wire: str | None = None
     hangup = Hangup()
@@ -74,6 +80,8 @@ class Scripted:
             for act in acts:
                 if act == NEVER:
                     await asyncio.Event().wait()
+                elif isinstance(act, asyncio.Event):
+                    await act.wait()
                 elif isinstance(act, BaseException):
                     raise act
                 else:
@@ -100,18 +108,19 @@ class Room:
         return None
 
     def failed(self, name: str) -> None:
-        self.taken.remove(name)
+        if name in self.taken:
+            self.taken.remove(name)
 
 
 class Desk:
     """A router over some providers, behind the alias ``fast``."""
 
-    def __init__(self, *providers: Scripted, rounds: int = 0, **breaker: Any) -> None:
+    def __init__(self, *providers: Scripted, rounds: int = 0, hedge: HedgeRules | None = None, **breaker: Any) -> None:
         self.providers = providers
         rules = DeploymentRules(
             breaker=BreakerRules(**breaker), retries=RetryRules(rounds=rounds, pause_s=0.001, at_once=3)
         )
-        models = {"fast": ModelOptions(targets=tuple(f"{provider.name}/m" for provider in providers))}
+        models = {"fast": ModelOptions(targets=tuple(f"{provider.name}/m" for provider in providers), hedge=hedge)}
         prices = PriceBook({f"{provider.name}/*": PRICE for provider in providers})
         self.router = Router({it.name: it for it in providers}, models, prices, Deployments(rules))
         self.calls = Calls()
@@ -119,7 +128,10 @@ class Desk:
 
     async def open(self) -> str:
         """Which target answered; the attempts before it are in ``calls``."""
-        self.calls = Calls()
+        self.calls = Calls(
+            meter=Meter(PRICE, count_bytes, INPUT_TOKENS),
+            meter_for=lambda target, meter: Meter(target.terms.price, count_bytes, meter.input),
+        )
         targets = self.router.choose("fast", reasons=False, account="acme", chat_id="")
         rules = self.router.deployments.rules.retries
         asks = [(target, REQUEST) for target in targets]
@@ -153,6 +165,12 @@ def limited(retry_after_s: float | None = None) -> ProviderRateLimited:
     return ProviderRateLimited("Slow down.", provider="a", status=429, retry_after_s=retry_after_s)
 
 
+def after(cause: Exception, error: ProviderUnavailable | ProviderTimeout) -> ProviderUnavailable | ProviderTimeout:
+    """A provider's error as it is raised where the transport's was caught."""
+    error.__context__ = cause
+    return error
+
+
 class TestOneRound:
     async def test_the_first_target_that_begins_answers(self) -> None:
         first, second = Scripted("a", HELLO), Scripted("b", HELLO)
@@ -184,6 +202,28 @@ class TestOneRound:
         desk = Desk(Scripted("a", *acts), Scripted("b", Batch([]), HELLO))
         assert await desk.open() == "b/m"
         assert desk.failed == [("a/m", code, status)]
+
+    @pytest.mark.parametrize(
+        ("act", "cost"),
+        [
+            (down("a"), 0),
+            (limited(), 0),
+            (ProviderUnavailable("No.", provider="a", status=401), 0),
+            (said(START, Failure(down("a"))), 0),
+            (ProviderTimeout("The provider timed out.", provider="a", status=504), INPUT_TOKENS),
+            (ProviderUnavailable("Broken off.", provider="a"), INPUT_TOKENS),
+            (NEVER, INPUT_TOKENS),
+            (said(START), INPUT_TOKENS),
+            (after(ConnectTimeout(), ProviderTimeout("Not connected.", provider="a")), 0),
+            (after(CredentialError("none"), ProviderUnavailable("No credential.", provider="a")), 0),
+            (after(TransportError("refused"), ProviderUnavailable("Reset.", provider="a")), INPUT_TOKENS),
+        ],
+    )
+    async def test_what_a_failed_call_has_to_be_expected_to_cost_is_remembered(self, act: Act, cost: int) -> None:
+        desk = Desk(Scripted("a", act), Scripted("b", HELLO))
+        await desk.open()
+        (attempt,) = desk.calls.failed
+        assert (attempt.input_tokens, attempt.output_tokens, attempt.cost) == (cost, 0, cost)
 
     async def test_a_greeting_is_not_lost_that_came_before_the_first_word(self) -> None:
         desk = Desk(Scripted("a", said(START), Batch([]), said(TextDelta("Hi"))))

@@ -76,6 +76,7 @@ class Gateway:
         self.data_dir = environment.data_dir
         self.live = LiveExchanges()
         self.telemetry = Telemetry()
+        self.telemetry.in_flight.set_function(lambda: len(self.live))
         self.dev_key: str | None = None
         self.reload_asked = asyncio.Event()
         self._file = ConfigFile(environment)

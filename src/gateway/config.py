@@ -16,9 +16,10 @@ from gateway.config_clouds import AwsConfig as AwsConfig
 from gateway.config_clouds import AzureConfig as AzureConfig
 from gateway.config_clouds import GoogleConfig as GoogleConfig
 from gateway.config_clouds import Section as _Section
+from gateway.config_prices import PriceConfig as PriceConfig
+from gateway.config_prices import Usd
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Usd = Annotated[Decimal, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -35,18 +36,6 @@ EndpointName = Literal[
     "ai_sdk_4",
     "ai_sdk_ui",
 ]
-
-
-class PriceConfig(_Section):
-    """What tokens cost, in USD per million tokens."""
-
-    input: Usd = Field(description="Input tokens.")
-    output: Usd = Field(description="Output tokens, reasoning included.")
-    cache_read: Usd | None = Field(None, description="Input read from the provider's cache; as input where unset.")
-    cache_write: Usd | None = Field(None, description="Input written to the provider's cache; as input where unset.")
-    reasoning: Usd | None = Field(None, description="Reasoning tokens; as output where unset.")
-    image: Annotated[Decimal, Field(ge=0, le=1000)] = Field(Decimal(0), description="USD per picture in the input.")
-    request: Annotated[Decimal, Field(ge=0, le=1000)] = Field(Decimal(0), description="USD per request.")
 
 
 class TimeoutsConfig(_Section):
@@ -116,6 +105,32 @@ class TargetConfig(_Section):
     )
 
 
+class MirrorConfig(_Section):
+    """A share of a model's requests that another model is asked as well, unseen by clients and at your expense."""
+
+    to: str = Field(
+        pattern=r"^[!-)+-~]{1,256}$",
+        description="The other model, an alias or `provider/model`; one that has no mirror itself.",
+    )
+    share: Share = Field(description="Of the requests that were let in: 0.05 is one of twenty.")
+    account: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
+        description="The account that pays, one of your own; its tier's limits hold for mirrors.",
+    )
+    streams: int = Field(
+        20, ge=1, le=10_000, description="Mirrors that run at once in one process; beyond it, requests have none."
+    )
+
+
+class HedgeConfig(_Section):
+    """When another target is asked as well, since the first is late to begin; whichever begins first answers."""
+
+    percentile: float = Field(
+        95, ge=50, lt=100, description="Later than this percentage of the target's own last requests."
+    )
+    at_least_ms: int = Field(200, ge=0, le=600_000, description="And not before so many milliseconds.")
+
+
 class ModelConfig(_Section):
     """A model's own name, what stands behind it, and what it costs."""
 
@@ -128,6 +143,7 @@ class ModelConfig(_Section):
     sticky: Literal["account", "chat"] | None = Field(
         None, description="Whose requests all go to one target while it is well, for its prompt cache."
     )
+    hedge: HedgeConfig | None = Field(None, description="Ask a second target where one is late; unset, never.")
     price: PriceConfig | None = Field(None, description="Overrides the price of its targets.")
     output_tokens_max: int | None = Field(
         None, ge=1, le=100_000_000, description="The most its targets can say; bounds what has to be held."
@@ -148,6 +164,7 @@ class ModelConfig(_Section):
         None, description="Parameters it is sent without, such as `temperature`; unset, what the catalogue knows."
     )
     capacity: CapacityConfig | None = Field(None, description="What all accounts together may ask of it.")
+    mirror: MirrorConfig | None = Field(None, description="Another model that a share of its requests goes to as well.")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -454,6 +471,9 @@ class Environment(BaseSettings):
     config: Path | None = Field(None, description="Path of the configuration file; `gateway.yaml` if that exists.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that serve; more than one share the port, and nothing else but Redis."
+    )
     redis_url: str | None = Field(
         None,
         description="`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://`, `rediss+sentinel://`, "

@@ -26,9 +26,10 @@ from gateway.losses import keeping, serving, those
 from gateway.metering.flow import prompt_digest
 from gateway.metering.meter import Meter
 from gateway.metering.quote import Quote, Wanted, bound, cost_max, longest, quote
-from gateway.metering.tokens import TokenCounter, count_bytes, count_images, count_input, marks_cache
+from gateway.metering.tokens import TokenCounter, count_bytes, count_input, survey
 from gateway.protocols.wire import Allowance, Cut, Notice
 from gateway.router import Router, Target
+from gateway.service_tiers import in_service_tier
 
 _PROMPT = "prompt"
 # A prompt that is sent again and again is answered this much later, where the tier paces it.
@@ -105,8 +106,8 @@ class Entrance:
         """Raises a ``GatewayError`` where the request may not run; then nothing was taken."""
         request, offer = knock.request, self.offer
         entitlement = await offer.entitlements.of(knock.caller, request.model)
-        if request.embedding is not None:  # a cheaper model's vectors cannot be compared with this one's
-            entitlement = msgspec.structs.replace(entitlement, model=request.model, is_downgraded=False)
+        if entitlement.is_downgraded:
+            entitlement = _downgraded(entitlement, request, offer.router)
         tier = entitlement.tier
         check_features(tier, request, knock.protocol)
         reasons = request.effort is not None or request.thinking is not None or request.bills_unseen
@@ -114,6 +115,8 @@ class Entrance:
         targets = offer.router.choose(entitlement.model, reasons=reasons, account=account, chat_id=chat_id)
         targets = _able(knock, targets, offer.router.resolve(entitlement.model, reasons=reasons))
         _check_prices(request, targets)
+        if request.untold:
+            targets = in_service_tier(request, targets)
         wanted = await _count(request, self._counters(targets[0].tokenizer), tier)
         targets = await _roomy(request, wanted.input, targets, self._counters(targets[0].tokenizer))
         count = self._counters(targets[0].tokenizer)
@@ -125,16 +128,16 @@ class Entrance:
             shadowed, abuse = await self._look_at_shadows(reservation, limits.own, tier, knock.caller.account)
             payable = reservation.held if quoted.is_full else reservation.held + reservation.available
             fits = [(target, fitted(request, target.card)) for target in targets]
-            asks = tuple((target, _bounded(fit, wanted, target, tier, payable)) for target, fit in fits)
-            bounds = tuple(
+            asks = [(target, _bounded(fit, wanted, target, tier, payable)) for target, fit in fits]
+            bounds = [
                 _bound_by(fit, wanted, target, tier, asked)
                 for (target, fit), (_, asked) in zip(fits, asks, strict=True)
-            )
+            ]
             costs = [cost_max(wanted, target.terms, asked.output_tokens_max) for target, asked in asks]
-            reservation.cost_max = None if None in costs else max(cost for cost in costs if cost is not None)
+            reservation.cost_max = None if None in costs else max([cost for cost in costs if cost is not None])
             return Admitted(
-                asks=asks,
-                bounds=bounds,
+                asks=tuple(asks),
+                bounds=tuple(bounds),
                 tier=tier,
                 reservation=reservation,
                 meter=Meter(targets[0].terms.price, count, wanted.input, wanted.images),
@@ -197,6 +200,17 @@ class Entrance:
         return names, "identical_prompts"
 
 
+def _downgraded(entitlement: Entitlement, request: Request, router: Router) -> Entitlement:
+    """The cheaper model while it is offered, else the tier's cheaper model of today, else what was asked for."""
+    candidates = [entitlement.model, entitlement.tier.flow.downgrade_to]
+    if request.embedding is not None:  # a cheaper model's vectors cannot be compared with this one's
+        candidates = []
+    for model in candidates:
+        if model is not None and router.offers(model):
+            return msgspec.structs.replace(entitlement, model=model, is_downgraded=model != request.model)
+    return msgspec.structs.replace(entitlement, model=request.model, is_downgraded=False)
+
+
 def _rated(knock: Knock, entitlement: Entitlement, rulebook: Rulebook) -> Limits:
     caller, request = knock.caller, knock.request
     user = (caller.subject if caller.method == "jwt" else request.user) or ""
@@ -257,23 +271,25 @@ async def _roomy(request: Request, tokens: int, targets: tuple[Target, ...], cou
     Counted in bytes it is never known to be too long.
     """
     windows = [target.prompt_tokens_max for target in targets if target.prompt_tokens_max is not None]
-    if request.embedding is not None or not windows or tokens <= min(windows) or count is count_bytes:
+    if not windows or tokens <= min(windows) or request.embedding is not None or count is count_bytes:
         return targets
     words = await count_input(words_of(request), count)
     return those(targets, lambda target: check_length(request, words, target.prompt_tokens_max))
 
 
 def _check_prices(request: Request, targets: tuple[Target, ...]) -> None:
-    if request.embedding is None and any(target.terms.price.is_input_only for target in targets):
-        raise RequestError(
-            f"The model {request.model!r} has no price for output, so it is there for embeddings only.",
-            code=ErrorCode.MODEL_UNPRICED,
-            param="model",
-        )
+    for target in targets:
+        if target.terms.price.is_input_only and request.embedding is None:
+            raise RequestError(
+                f"The model {request.model!r} has no price for output, so it is there for embeddings only.",
+                code=ErrorCode.MODEL_UNPRICED,
+                param="model",
+            )
 
 
 async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
-    tokens = await count_input(request, count)
+    seen = survey(request)
+    tokens = await seen.tokens(count)
     if request.embedding is not None and tokens > _EMBEDDED_TOKENS_MAX:
         raise RequestError(
             f"The inputs have {tokens} tokens together; {_EMBEDDED_TOKENS_MAX} are allowed in one request.",
@@ -290,8 +306,8 @@ async def _count(request: Request, count: TokenCounter, tier: Tier) -> Wanted:
         input=tokens,
         output=request.output_tokens_max,
         choices=request.choices,
-        images=count_images(request),
-        marks_cache=marks_cache(request),
+        images=seen.images,
+        marks_cache=seen.marks_cache,
     )
 
 

@@ -8,6 +8,7 @@ Redis key: everything a step needs is in the room it calls.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -47,6 +48,7 @@ from gateway.guard import Guard
 from gateway.ledger import UsageRecord
 from gateway.limits.revocations import STREAM_PREFIX
 from gateway.limits.scripts import Posting
+from gateway.limits.tiers import Tier
 from gateway.losses import warning_headers
 from gateway.metering.meter import Bill
 from gateway.opening import Calls, Upstream, open_first
@@ -93,6 +95,8 @@ class Exchange:
         self._has_warned = False
         self._variant = ""
         self._left_at = 0.0
+        self._watching: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
 
     async def run(self, receive: _Receive, downstream: Downstream) -> None:
         """The whole way. ``receive`` tells when the client leaves; ``downstream`` is where the answer goes."""
@@ -107,11 +111,9 @@ class Exchange:
             await self._refuse(broke_error())
             return
         self._services.live.add(self, since=self._started_at)
-        self._services.telemetry.in_flight.inc()
-        self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
         ending = STOPPED
         try:
-            await asyncio.sleep(0)  # a client that left during admission is noticed before a provider is asked
+            await self._begin_to_watch(receive)
             ending = self._interruption or await self._relay_until_ended()
             await self._say_last_words(ending)
         except Exception:
@@ -119,12 +121,12 @@ class Exchange:
             ending = failed(broke_error())
             await self._say_last_words(ending)
         finally:
-            self._watching.cancel()
-            self._services.telemetry.in_flight.dec()
+            self._stop_watching()
             self._services.live.discard(self)
             try:
                 self._settle(ending)
             finally:
+                self._encoder = None  # it may hold us, and what is in a circle waits for the garbage collector
                 await self._close_upstream(ending)
 
     # Admission.
@@ -154,15 +156,12 @@ class Exchange:
         self._admitted = admitted
         self._reservation = admitted.reservation
         self._meter = admitted.meter
-        self._conduct = Conduct(admitted.tier, admitted.reservation, self._started_at, self._downgrade)
+        downgrade = partial(_downgrade, self._services, self._caller.account, admitted.tier)
+        self._conduct = Conduct(admitted.tier, admitted.reservation, self._started_at, downgrade)
         stream_id = admitted.reservation.stream.sid
         rate_headers = self._protocol.rate_headers(admitted.standing)
         self._downstream.add_headers(((b"x-gateway-stream-id", stream_id.encode()), *rate_headers))
         self._downstream.admitted(stream_id)
-
-    def _downgrade(self) -> None:
-        entitlements, account = self._services.entrance.entitlements, self._caller.account
-        self._services.tasks.start(entitlements.downgrade(account, self._admitted.tier), "downgrade")
 
     def _facts(self, **known: Any) -> UsageRecord:
         return UsageRecord(
@@ -199,13 +198,18 @@ class Exchange:
         upstream = await self._open()
         encoder = self._encoder_for(upstream.target)
         downstream, reservation, turnstile = self._downstream, self._reservation, self._turnstile
+        guard, live = self._guard, self._services.live
         batch: Batch | None = upstream.first
         greeting = b"".join([encoder.notice(notice) for notice in self._admitted.notices])
         while batch is not None:
-            turnstile.awake_at = self._services.live.now
-            frames, failure = self._guard.check(batch.frames)
+            if self._interruption is not None:  # where data is always there, no wait is left to be cancelled
+                return self._interruption
+            turnstile.awake_at = live.now
+            frames, failure = guard.check(batch.frames)
             ending = None if failure is None else failed(failure)
-            payload, ending = await turnstile.let_through(frames, encoder, ending)
+            payload = turnstile.let_through(frames, encoder)
+            if payload is None:
+                payload, ending = await turnstile.one_by_one(frames, encoder, ending)
             if greeting:
                 payload, greeting = greeting + payload, b""
             if ending is None and batch.is_last:
@@ -213,9 +217,9 @@ class Exchange:
                 last_words, ending = self._end(encoder)
                 payload += last_words
             if ending is None:
-                if payload:
+                if payload and not downstream.push(payload, encoder.headers):
                     await downstream.write(payload, encoder.headers)
-                    turnstile.awake_at = self._services.live.now
+                    turnstile.awake_at = live.now
                 reservation.keep_ahead()
                 batch = await anext(upstream.batches, None)
             elif ending.error is None:
@@ -239,6 +243,7 @@ class Exchange:
         admitted = self._admitted
         rules = self._services.entrance.router.deployments.rules.retries
         gate = self._services.capacity.gate(self._reservation, admitted.tokens)
+        self._calls.meter, self._calls.meter_for = self._meter, self._services.entrance.meter_for
         upstream = await open_first(admitted.asks, self._calls, rules, gate)
         self._first_event_at = time.monotonic()
         self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
@@ -277,9 +282,24 @@ class Exchange:
 
     # Interruptions: whoever notices something calls ``_interrupt``; the first one wins.
 
+    async def _begin_to_watch(self, receive: _Receive) -> None:
+        """From here on a client that leaves is noticed, and so is one that left during admission."""
+        if not self._downstream.watch(self._client_left):
+            self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
+            await asyncio.sleep(0)
+
+    def _stop_watching(self) -> None:
+        self._downstream.unwatch()
+        if self._watching is not None:
+            self._watching.cancel()
+
     async def _watch(self, receive: _Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._client_left()
+
+    def _client_left(self) -> None:
+        self._gone.set()
         if not self._downstream.outlives_client():
             self._give_up()
 
@@ -295,7 +315,7 @@ class Exchange:
             return False
         self._left_at = time.monotonic()
         self._left_with = self._meter.bill(complete=False)
-        self._calls.is_abandoned = True
+        self._calls.abandon()
         self._conduct.is_waived = True
         self._downstream.detach()
         return True
@@ -386,7 +406,7 @@ class Exchange:
         """Reset the connection, and wait until the server has noticed, or it takes us for having forgotten the rest."""
         self._downstream.abort()
         with move_on_after(_LAST_WORDS_S):
-            await asyncio.wait([self._watching])
+            await self._gone.wait()
 
     async def _close_upstream(self, ending: Ending) -> None:
         """Hang up; after a whole answer the provider may take the connection back first, to be used again."""
@@ -396,6 +416,7 @@ class Exchange:
             await anext(self._upstream.batches, None)
         elif isinstance(ending.error, ProviderError):
             self._upstream.broke(ending.error)
+            self._services.telemetry.stream_broke(self._request_id, self._upstream.target.name, ending.error)
         await self._upstream.aclose()
 
     def _settle(self, ending: Ending) -> None:
@@ -403,8 +424,10 @@ class Exchange:
         due = owed(ending, self._course(ending), self._meter)
         bill, meter, admitted = due.bill, self._meter, self._admitted
         first_event_s = self._first_event_at - self._started_at if self._first_event_at else None
-        for attempt in self._calls.failed:
-            self._services.telemetry.attempt_failed(self._request_id, attempt)
+        if due.refund and self._upstream is not None:
+            self._calls.was_in_vain(self._upstream, ending.reason, meter.bill(complete=False))
+        for number, attempt in enumerate(self._calls.failed):
+            self._services.telemetry.attempt_failed(self._request_id, attempt, self._calls.causes.get(number))
         record = self._facts(
             target=self._calls.target_name,
             outcome=ending.outcome.value,
@@ -454,3 +477,7 @@ class Exchange:
             hangup=target.provider.hangup if target is not None else Hangup(),
             left_with=self._left_with,
         )
+
+
+def _downgrade(services: Services, account: str, tier: Tier) -> None:
+    services.tasks.start(services.entrance.entitlements.downgrade(account, tier), "downgrade")

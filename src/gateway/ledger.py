@@ -18,13 +18,20 @@ _SCAN_PAGE = 500
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """A call to a provider that failed before anything was shown; ms, ``after_ms`` from the exchange's first call."""
+    """A call to a provider that came to nothing; ms, ``after_ms`` from the request's first call.
+
+    Tokens, and ``cost`` in µ$, are what the provider has to be expected to bill: nothing where it refused, the prompt
+    by our count where it may have read it. No account is charged for that.
+    """
 
     target: str
     code: str
     status: int | None
     after_ms: int = 0
     took_ms: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: int = 0
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,7 +42,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     what the provider said, whoever was believed. ``held`` is the last hold; the row has what was charged and absorbed.
     ``attempts`` counts the calls to providers, ``failed`` has those of them that came to nothing.
     ``variant`` names the arm of an experiment, ``abuse`` what was found in the stream, ``shadowed`` the limits in
-    shadow mode that would have refused it.
+    shadow mode that would have refused it. ``mirror_of`` is the id of the request that this one mirrors.
     """
 
     request_id: str
@@ -63,6 +70,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     variant: str = ""
     abuse: str = ""
     shadowed: tuple[str, ...] = ()
+    mirror_of: str = ""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,9 @@ def keeping(request: Request, targets: tuple[Target, ...]) -> tuple[Target, ...]
 
 def serving(request: Request, targets: tuple[Target, ...]) -> tuple[Target, ...]:
     """Those of the targets that have what it needs; raises ``RequestError`` that says what the first one lacks."""
+    if len(targets) == 1:
+        fitting.check_capabilities(request, targets[0].card)
+        return targets
     return those(targets, lambda target: fitting.check_capabilities(request, target.card))
 
 

@@ -41,6 +41,7 @@ from gateway.wiring import (
     router,
     validate,
 )
+from gateway.wiring_models import catalogue_path
 
 _log = structlog.get_logger()
 
@@ -64,36 +65,58 @@ Stamp: TypeAlias = tuple[int, int, int, int]
 
 
 class ConfigFile:
-    """The file on disk, which may be a link to one that is swapped. Its methods block."""
+    """The file on disk and the catalogue it names; both may be links to ones that are swapped. Its methods block."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._path = environment.config or Path("gateway.yaml")
-        self._read = self._looked = self._stamp()
-        self._is_needed = environment.config is not None or self._read is not None
+        self._catalogue: Path | None = None
+        self._read = self._looked = self._stamps()
+        self._is_needed = environment.config is not None or self._read[0] is not None
+
+    @property
+    def catalogue_stamp(self) -> Stamp | None:
+        """Which catalogue was there when it was read last; ``None`` where there was none."""
+        return self._read[1]
+
+    def follow(self, config: Config) -> None:
+        """Look at the catalogue of this configuration from now on."""
+        if (path := catalogue_path(config)) != self._catalogue:
+            self._catalogue = path
+            self._read = self._looked = (self._read[0], _stamp(path))
 
     def has_changed(self) -> bool:
-        """Whether it is another than was read last, and stayed the same since the last look: nobody writes it now."""
-        looked, self._looked = self._looked, self._stamp()
+        """Whether one is another than was read last, and stayed the same since the last look: nobody writes it now."""
+        looked, self._looked = self._looked, self._stamps()
         return self._looked != self._read and self._looked == looked
 
     def read(self) -> Config:
         """What it says. Raises ``ConfigError``, also where it is gone or empty: nobody means that."""
-        stamp = self._read = self._looked = self._stamp()
+        self._read = self._looked = self._stamps()
+        stamp = self._read[0]
         if stamp is None and self._is_needed:
             raise ConfigError(f"{self._path}: there is no such file")
         if stamp is not None:
             self._is_needed = True
             if stamp[1] == 0:
                 raise ConfigError(f"{self._path}:1: the file is empty; write {{}} for the defaults")
-        return load(self._environment, validate)
+        return load(self._environment, self._check)
 
-    def _stamp(self) -> Stamp | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
+    def _check(self, config: Config) -> None:
+        """The catalogue is looked at before it is read, also where it turns out to be what is wrong."""
+        self.follow(config)
+        validate(config)
+
+    def _stamps(self) -> tuple[Stamp | None, Stamp | None]:
+        return _stamp(self._path), None if self._catalogue is None else _stamp(self._catalogue)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev)
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -152,7 +175,9 @@ class Reloader:
         registry: CollectorRegistry,
     ) -> None:
         self.config = config
+        file.follow(config)
         self._file = file
+        self._catalogue_stamp = file.catalogue_stamp
         self._prepare = prepare
         self._lock = asyncio.Lock()
         self._needs_restart: list[str] = []
@@ -203,6 +228,7 @@ class Reloader:
                 _log.warning("config_refused", trigger=trigger, problems=str(error).splitlines())
                 raise
             made.adopt()
+            self._catalogue_stamp = made.catalogue_stamp
             if made.changed:
                 self.config, self._at = made.config, _now()
                 self._tell(made.digest)
@@ -216,9 +242,13 @@ class Reloader:
         """Everything that takes its time; also where nothing differs, since a file that this one names may."""
         read = self._file.read()
         after = read.model_copy(update={name: getattr(before, name) for name in FIXED_SECTIONS})
+        changed, stamp = list(differences(before, after)), self._file.catalogue_stamp
+        if stamp != self._catalogue_stamp and "catalogue" not in changed:
+            changed.append("catalogue")
         return _Made(
             config=after,
-            changed=list(differences(before, after)),
+            changed=changed,
+            catalogue_stamp=stamp,
             needs_restart=list(differences(after, read)),
             adopt=self._prepare(before, after),
             digest=_digest(after),
@@ -238,6 +268,7 @@ class _Made(msgspec.Struct, frozen=True, kw_only=True):
 
     config: Config
     changed: list[str]
+    catalogue_stamp: Stamp | None
     needs_restart: list[str]
     adopt: Adopt
     digest: str

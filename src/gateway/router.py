@@ -18,6 +18,7 @@ from gateway.metering.quote import FULL_TOKENS, Terms
 from gateway.metering.tokens import tokenizer_of
 from gateway.providers.provider import Provider
 from gateway.routing.deployments import Deployment, Deployments
+from gateway.routing.first_words import HedgeRules
 from gateway.routing.strategies import Candidate, Pool, StrategyName
 
 
@@ -25,7 +26,8 @@ class Target(msgspec.Struct, frozen=True):
     """A provider and a model as that provider names it, and what is paid for it on which terms.
 
     ``tokenizer`` is how its tokens are counted, ``deployment`` what is known of how it does, ``card`` what is known of
-    the model. A prompt that has more than ``prompt_tokens_max`` tokens by our count cannot fit.
+    the model. A prompt that has more than ``prompt_tokens_max`` tokens by our count cannot fit. ``hedge`` says when
+    another target of its alias is asked as well, ``None`` that none is.
     """
 
     provider: Provider
@@ -35,6 +37,7 @@ class Target(msgspec.Struct, frozen=True):
     deployment: Deployment
     card: ModelCard = NOTHING_KNOWN
     prompt_tokens_max: int | None = None
+    hedge: HedgeRules | None = None
 
     @property
     def is_drained(self) -> bool:
@@ -59,7 +62,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator says of a model: its targets, how one is chosen, and what overrides its provider's ways.
 
     ``weights`` are the targets' shares of requests, 1 each where it is empty. ``sticky`` names whose requests all go to
-    one target while it is well. ``card`` is what the catalogue is overridden with.
+    one target while it is well. ``card`` is what the catalogue is overridden with, ``hedge`` as in ``Target``.
     """
 
     targets: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     is_held_full: bool | None = None
     tokenizer: str | None = None
     card: ModelCard = NOTHING_KNOWN
+    hedge: HedgeRules | None = None
 
 
 _NO_OPTIONS = ModelOptions()
@@ -119,6 +123,13 @@ class Router:
             self._resolved[model, reasons] = known
         return known
 
+    def offers(self, model: str) -> bool:
+        """Whether a request for this name would find a target."""
+        try:
+            return bool(self.resolve(model))
+        except RequestError:
+            return False
+
     def choose(self, model: str, *, reasons: bool, account: str, chat_id: str) -> tuple[Target, ...]:
         """The few targets that are tried for one request, the first one first; raises as ``resolve`` does."""
         targets = self.resolve(model, reasons=reasons)
@@ -161,6 +172,7 @@ class Router:
             self.deployments.of(name),
             card,
             options.card.context_tokens or prompt_tokens_max(card.context_tokens),
+            self._models.get(asked, _NO_OPTIONS).hedge,
         )
 
     def _provider(self, name: str, asked: str) -> tuple[Provider, str]:

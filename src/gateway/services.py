@@ -7,6 +7,7 @@ import msgspec
 from gateway.entrance import Entrance
 from gateway.limits.deployment_capacity import DeploymentCapacity
 from gateway.live import LiveExchanges
+from gateway.routing.mirrors import Mirrors
 from gateway.statistics import Statistics
 from gateway.tasks import TaskOwner
 from gateway.telemetry import Telemetry
@@ -35,6 +36,10 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     capacity: DeploymentCapacity
     observe_latency: Callable[[float, str], None]
     patience: Patience = Patience()
+    mirrors: Mirrors = msgspec.field(default_factory=Mirrors)
+
+    def __post_init__(self) -> None:
+        self.telemetry.registry.register(self.mirrors.results)
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,6 @@ A mistake that only shows when a value is put to use is found here, and told as 
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, Literal, cast, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -21,7 +20,6 @@ from gateway.config import (
     JwtConfig,
     LimitConfig,
     ModelConfig,
-    PriceConfig,
     ProviderConfig,
     RoutingConfig,
     TierConfig,
@@ -34,7 +32,8 @@ from gateway.limits.allowances import Unit
 from gateway.limits.calendar import Calendar
 from gateway.limits.features import FEATURES
 from gateway.limits.tiers import BucketRule, FlowLimits, Rule, SlotsRule, Tier, WindowRule
-from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule, picousd, picousd_per_token
+from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule
+from gateway.mirror import MirroringRouter
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
 from gateway.protocols.gemini.client import GeminiClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
@@ -55,7 +54,7 @@ from gateway.router import ModelOptions, Router
 from gateway.routing.breaker import BreakerRules
 from gateway.routing.deployments import DeploymentRules, Deployments
 from gateway.routing.retries import RetryRules
-from gateway.wiring_models import card_of, catalogue, check_models
+from gateway.wiring_models import card_of, catalogue, check_mirrors, check_models, hedge_of, mirrors, price_of
 from gateway.wiring_watch import check_experiments
 
 _DEMO_PRICE = PriceSchedule(Price(input=150_000, output=600_000))
@@ -86,10 +85,12 @@ def validate(config: Config) -> None:
                     f"{', '.join(sorted(names))} (well-known ones appear when their key is in the environment)"
                 )
     check_models(config)
+    check_mirrors(config, names)
     if config.jwt is not None:
         _jwt_settings(config.jwt)
     for name, tier in config.tiers.items():
-        _check_downgrade(name, tier.flow.downgrade_to, {*config.models, *(f"{provider}/" for provider in names)})
+        aliases = {alias for alias, model in config.models.items() if model.targets}
+        _check_downgrade(name, tier.flow.downgrade_to, {*aliases, *(f"{provider}/" for provider in names)})
     deployment_capacities(config)
     tiers(config)
     check_experiments(config)
@@ -97,7 +98,8 @@ def validate(config: Config) -> None:
 
 
 def _check_downgrade(name: str, model: str | None, known: set[str]) -> None:
-    if model is not None and model not in known and f"{model.partition('/')[0]}/" not in known:
+    is_known = model in known or (f"{(model or '').partition('/')[0]}/" in known and "*" not in (model or ""))
+    if model is not None and not is_known:
         raise ConfigError(
             f"tiers.{name}.flow.downgrade_to: there is no model {model!r}; name an alias or provider/model"
         )
@@ -116,13 +118,18 @@ def router(config: Config, transport: Transport, *, before: tuple[Config, Router
         if _is_plugin(provider):
             providers[name] = _plugin(name, provider)
         else:
-            providers[name] = HttpProvider(_endpoint(name, provider), _client_role(name, provider), transport)
+            try:
+                providers[name] = HttpProvider(_endpoint(name, provider), _client_role(name, provider), transport)
+            except ValueError as error:
+                raise ConfigError(f"providers.{name}: {error}") from None
     models = {name: _options(model) for name, model in config.models.items()}
     if config.credits == "off":
         models = {name: msgspec.structs.replace(options, price=None) for name, options in models.items()}
     known = catalogue(config)
     deployments = deployments or Deployments(deployment_rules(config.routing))
-    return Router(providers, models, _prices(config, known), deployments, known)
+    parts = (providers, models, _prices(config, known), deployments, known)
+    rules = mirrors(config)
+    return MirroringRouter(rules, *parts) if rules else Router(*parts)
 
 
 def _kept(config: Config, before: tuple[Config, Router] | None) -> tuple[dict[str, Provider], Deployments | None]:
@@ -154,11 +161,12 @@ def _options(config: ModelConfig) -> ModelOptions:
         weights=tuple(target.weight for target in config.targets),
         strategy=config.strategy,
         sticky=config.sticky,
-        price=None if config.price is None else _price(config.price),
+        price=None if config.price is None else price_of(config.price),
         output_tokens_max=config.output_tokens_max,
         is_held_full=None if config.hold is None else config.hold == "full",
         tokenizer=config.tokenizer,
         card=card_of(config),
+        hedge=hedge_of(config),
     )
 
 
@@ -288,25 +296,8 @@ def _prices(config: Config, known: Catalogue) -> PriceBook:
     own: dict[str, PriceSchedule] = {"demo/*": _DEMO_PRICE, "demo/embed": _DEMO_EMBEDDINGS_PRICE}
     for name, provider in config.providers.items():
         if provider.price is not None:
-            own[f"{name}/*"] = _price(provider.price)
+            own[f"{name}/*"] = price_of(provider.price)
     return PriceBook(own, free_if_unpriced=config.unpriced == "free", renewed=known.price)
-
-
-def _price(config: PriceConfig) -> PriceSchedule:
-    def rate(usd: Decimal | None) -> int | None:
-        return None if usd is None else picousd_per_token(usd)
-
-    return PriceSchedule(
-        Price(
-            input=picousd_per_token(config.input),
-            output=picousd_per_token(config.output),
-            cache_read=rate(config.cache_read),
-            cache_write=rate(config.cache_write),
-            reasoning=rate(config.reasoning),
-            image=picousd(config.image),
-            request=picousd(config.request),
-        )
-    )
 
 
 def tiers(config: Config) -> dict[str, Tier]:

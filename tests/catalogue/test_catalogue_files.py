@@ -1,11 +1,13 @@
 """The operator's catalogue: read, renewed from our form or LiteLLM's, and never half written."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.catalogue import litellm
 from gateway.catalogue.book import Catalogue
 from gateway.catalogue.files import CatalogueError, read, refresh
 
@@ -20,6 +22,9 @@ LITELLM: dict[str, Any] = {
         "output_cost_per_token": 6e-07,
         "cache_read_input_token_cost": 7.5e-08,
         "input_cost_per_token_batches": 7.5e-08,
+        "input_cost_per_token_priority": 2.5e-07,
+        "output_cost_per_token_priority": 1e-06,
+        "input_cost_per_token_flex": 7.5e-08,
         "supports_vision": False,
     },
     "xai/grok-9": {
@@ -73,6 +78,28 @@ class TestLiteLlm:
             15_000_000,
         )
 
+    def test_service_tiers_that_have_both_prices_are_taken_over(self, tmp_path: Path) -> None:
+        price = converted(tmp_path).price("openai", "gpt-4o-mini")
+        assert price is not None and price.in_service_tier("flex") is None
+        priority = price.in_service_tier("priority")
+        assert priority is not None and (priority.base.input, priority.base.output) == (250_000, 1_000_000)
+
+    def test_a_long_prompt_is_never_cheaper_for_want_of_a_tiers_price(self) -> None:
+        facts = {
+            **{"litellm_provider": "openai", "input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06},
+            **{"input_cost_per_token_flex": 1e-06, "output_cost_per_token_flex": 4e-06},
+            **{"input_cost_per_token_above_200k_tokens": 4e-06, "output_cost_per_token_above_200k_tokens": 9e-06},
+        }
+        (entry,) = litellm.convert({"gpt-9": facts}, Catalogue().known, source="s", as_of=datetime.date(2026, 1, 1))
+        price = entry.card().price
+        flex = None if price is None else price.in_service_tier("flex")
+        assert flex is not None
+        assert (flex.at(200_000).input, flex.at(200_001).input, flex.at(200_001).output) == (
+            1_000_000,
+            4_000_000,
+            9_000_000,
+        )
+
     def test_names_are_those_of_the_price_book(self, tmp_path: Path) -> None:
         book = converted(tmp_path)
         assert book.models("google") == ["claude-9"] and book.models("aws") == []
@@ -97,6 +124,19 @@ class TestOwnForm:
         card = Catalogue(read(target)).known("openai", "x")
         assert card.context_tokens == 7 and card.source == "cards.yaml"
         assert card.price is not None and card.price.base.input == 100_000
+
+    def test_a_price_may_have_those_of_service_tiers(self, tmp_path: Path) -> None:
+        cards = "cards:\n  - models: [openai/x]\n    price: {{input: 1, output: 2, service_tiers: {tiers}}}\n"
+        path = tmp_path / "models.json"
+        refresh(written(tmp_path, cards.format(tiers="{flex: {input: 0.5, output: 1}}"), "cards.yaml"), path)
+        price = Catalogue(read(path)).price("openai", "x")
+        flex = None if price is None else price.in_service_tier("flex")
+        assert flex is not None and flex.base.output == 1_000_000
+        refresh(written(tmp_path, cards.format(tiers="ignore"), "cards.yaml"), path)
+        price = Catalogue(read(path)).price("openai", "x")
+        assert price is not None and price.in_service_tier("anything") is price
+        with pytest.raises(CatalogueError, match="flex has no price for output"):
+            refresh(written(tmp_path, cards.format(tiers="{flex: {input: 0.5}}"), "cards.yaml"), path)
 
     def test_a_file_that_was_written_can_be_read_and_written_again(self, tmp_path: Path) -> None:
         first, second = tmp_path / "first.json", tmp_path / "second.json"

@@ -112,6 +112,12 @@ class Bench:
         record = {**rows[0]["record"], "outcome": rows[0]["outcome"]}
         return told(client, answer), Billed(record=record, spent=balance["spent"])
 
+    def causes(self, gateway: str, target: str) -> set[str | None]:
+        """What a gateway's log says of why calls to a target broke."""
+        lines = (json.loads(line) for line in self.gateways[gateway].log.read_text().splitlines() if line[:1] == "{")
+        events = ("attempt_failed", "stream_broke")
+        return {it.get("cause") for it in lines if it["event"] in events and it["target"] == target}
+
     def asked(self, model: str) -> int:
         """How many requests for a model arrived at the provider."""
         return sum(request.body["model"] == model for request in self.upstream.requests)
@@ -196,6 +202,7 @@ async def bench(folder: Path, rows: list[tuple[str, str]]) -> AsyncIterator[Benc
             "up": upstream.openai_url,
             "hasty": upstream.openai_url,
             "closed": f"http://127.0.0.1:{free_port()}/v1",
+            "nowhere": "http://no-such-host.invalid/v1",
             "untrusted": f"https://127.0.0.1:{untrusted.sockets[0].getsockname()[1]}/v1",
             "murmuring": f"http://127.0.0.1:{murmuring.sockets[0].getsockname()[1]}/v1",
         }

@@ -50,7 +50,7 @@ async def test_requests_per_minute_are_exact_over_replicas_and_the_rest_is_told_
         assert len(upstream.requests) == 7
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.json()["error"]["code"] == "provider_rate_limited"
-        assert 1 <= int(refused.headers["retry-after"]) <= 9
+        assert 50 <= int(refused.headers["retry-after"]) <= 61, "any minute, and not one that fills up meanwhile"
         assert (await gateway.settled())["held"] == 0
 
 

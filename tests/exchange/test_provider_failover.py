@@ -1,15 +1,31 @@
 """Every way in which the first of two targets fails: what fails over to the healthy one, and what must not."""
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from tests.exchange.faulty import PATHS, TYPES, WELL, WORDS, Before, Bench, ClientFormat, Within, bench
+from tests.exchange.faulty import (
+    INPUT_PRICE,
+    INPUT_TOKENS,
+    PATHS,
+    TYPES,
+    WELL,
+    WORDS,
+    Before,
+    Bench,
+    ClientFormat,
+    Within,
+    bench,
+)
 from tests.exchange.test_provider_faults import BEFORE, ROWS, WITHIN
 from tests.upstream import Plan
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+
+# In these rows a provider says that it did nothing, or was never reached; in all others it may have read the prompt.
+REFUSALS = re.compile(r"status-(?!408|504).*|limit-.*|refused|untrusted|unknown-host|error-first|html-502")
 
 by_client = pytest.mark.parametrize("client", PATHS)
 
@@ -33,7 +49,10 @@ async def test_a_failure_before_the_first_word_is_answered_by_the_next_target(
     assert (told.status, told.text, told.error, told.is_ended) == (200, " well", None, True)
     record = billed.record
     assert (record["outcome"], record["target"], record["attempts"]) == ("complete", f"up{suffix}/{WELL}", 2)
-    assert [attempt["target"] for attempt in record["failed"]] == [f"{row.at}{suffix}/{row.name}"]
+    (attempt,) = record["failed"]
+    assert attempt["target"] == f"{row.at}{suffix}/{row.name}"
+    tokens = 0 if REFUSALS.fullmatch(row.name) else INPUT_TOKENS
+    assert (attempt["input_tokens"], attempt["output_tokens"], attempt["cost"]) == (tokens, 0, tokens * INPUT_PRICE)
     assert billed.spent == record["input_tokens"] + 10 * record["output_tokens"] and record["output_tokens"] == 1
 
 

@@ -112,6 +112,7 @@ BEFORE = (
     limited("limit-resets", "18", headers=RESETS),
     limited("limit-resets-later", "5", retry_after=5, headers=RESETS),
     gone("refused", at="closed"),
+    gone("unknown-host", at="nowhere"),
     gone("untrusted", at="untrusted"),
     gone("reset", Plan(fault="reset", fault_at=-1)),
     gone("closed", Plan(fault="close", fault_at=-1)),
@@ -168,6 +169,18 @@ WITHIN = (
         anthropic_type="timeout_error",
     ),
 )
+# The operator's log has this, and no client.
+CAUSES = {
+    "refused": "refused",
+    "unknown-host": "dns: ",
+    "untrusted": "tls: self-signed certificate",
+    "reset": "reset",
+    "closed": "closed",
+    "reset-after-head": "reset",
+    "json-closed": "closed",
+    "status-500": None,
+    "w-reset": "reset",
+}
 ENDLESS = Plan(text=WORDS, endless=True, delay_s=0.02)
 
 # What is wrong and not yet mended, by client and row.
@@ -208,6 +221,15 @@ async def test_a_failure_before_the_first_word_is_an_http_error_and_costs_nothin
             "truncated" if row.openai == SHORT else "failed",
             record["failed"][-1]["code"],
         )
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in CAUSES], ids=lambda row: row.name)
+async def test_the_log_tells_the_cause_and_the_client_is_not_told(stage: Bench, row: Before | Within) -> None:
+    told, _ = await stage.ask("never", "openai", f"{row.at}/{row.name}")
+    cause = CAUSES[row.name]
+    (logged,) = stage.causes("never", f"{row.at}/{row.name}")
+    assert logged == cause if cause is None else logged is not None and logged.startswith(cause), logged
+    assert told.error is not None and (logged is None or logged not in told.error["message"])
 
 
 @by_client

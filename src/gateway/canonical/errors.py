@@ -238,7 +238,8 @@ class ProviderError(GatewayError):
     """A provider failed us. ``status`` is its HTTP status, or ``None`` where there was none.
 
     ``retryable`` says whether another attempt, here or at another provider, may succeed. ``vendor_code`` is the
-    vendor's own code where it judged the request, since programs react to some (``context_length_exceeded``).
+    vendor's own code where it judged the request, since programs react to some (``context_length_exceeded``). ``cause``
+    is why it could not be reached or heard, where that is known: for the log, and never for the client.
     """
 
     code = ErrorCode.PROVIDER_UNAVAILABLE
@@ -258,6 +259,7 @@ class ProviderError(GatewayError):
         self.provider = provider
         self.status = status
         self.vendor_code: str | None = None
+        self.cause = ""
         self.retryable = type(self).retryable if retryable is None else retryable
 
 

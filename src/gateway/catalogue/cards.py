@@ -90,10 +90,22 @@ class TierEntry(RateEntry, frozen=True, kw_only=True, forbid_unknown_fields=True
     from_input_tokens: _Tokens
 
 
-class PriceEntry(RateEntry, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A model's prices; some charge long prompts more."""
+class LongEntry(RateEntry, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Prices of which some may be higher for long prompts."""
 
     tiers: tuple[TierEntry, ...] = ()
+
+
+class PriceEntry(LongEntry, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A model's prices, and those of the vendor's other service tiers; ``ignore`` where each costs the same."""
+
+    service_tiers: dict[str, LongEntry] | Literal["ignore"] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, entry in () if self.service_tiers == "ignore" else self.service_tiers.items():
+            if entry.output is None:
+                raise ValueError(f"the service tier {name} has no price for output")
 
 
 class CardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -138,13 +150,20 @@ def entries_of(value: Any) -> tuple[CardEntry, ...]:
     )
 
 
-def _schedule(entry: PriceEntry) -> PriceSchedule:
+def _schedule(entry: LongEntry) -> PriceSchedule:
     tiers = sorted(entry.tiers, key=lambda tier: tier.from_input_tokens)
     return PriceSchedule(
         _price(entry),
         tuple((tier.from_input_tokens, _price(tier)) for tier in tiers),
         is_input_only=entry.output is None,
+        service_tiers=_service_tiers(entry) if isinstance(entry, PriceEntry) else {},
     )
+
+
+def _service_tiers(entry: PriceEntry) -> dict[str, PriceSchedule] | None:
+    if entry.service_tiers == "ignore":
+        return None
+    return {name: _schedule(rates) for name, rates in entry.service_tiers.items()}
 
 
 def _price(rates: RateEntry) -> Price:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from gateway.catalogue.cards import CAPABILITIES, Capability, CardEntry, ModelCard, PriceEntry, TierEntry
+from gateway.catalogue.cards import CAPABILITIES, Capability, CardEntry, LongEntry, ModelCard, PriceEntry, TierEntry
 
 # Its names of providers, as the price book calls them; those that are left out here are called the same.
 _VENDORS = {
@@ -43,6 +43,8 @@ _RATES = {
     "cache_write": "cache_creation_input_token_cost",
     "reasoning": "output_cost_per_reasoning_token",
 }
+# Its suffixes for service tiers are called as vendors call these.
+_SERVICE_TIERS = ("flex", "priority")
 _TIER = re.compile(r"input_cost_per_token_above_([0-9]{1,6})k_tokens")
 _MILLION = 1_000_000
 
@@ -114,8 +116,22 @@ def _price(facts: Mapping[str, Any]) -> PriceEntry | None:
     for start in starts:
         dearer: dict[str, Any] = {**rates, **(_rates(facts, f"_above_{start}k_tokens") or {})}
         tiers.append(TierEntry(**dearer, from_input_tokens=start * 1000 + 1))
+    others = {name: entry for name in _SERVICE_TIERS if (entry := _service_tier(facts, name, starts)) is not None}
     image, request = _decimal(facts.get("input_cost_per_image")), _decimal(facts.get("input_cost_per_request"))
-    return PriceEntry(**rates, tiers=tuple(tiers), image=image, request=request)
+    return PriceEntry(**rates, tiers=tuple(tiers), image=image, request=request, service_tiers=others)
+
+
+def _service_tier(facts: Mapping[str, Any], name: str, starts: list[int]) -> LongEntry | None:
+    """A tier's prices; a long prompt costs what it does in no tier where the tier has no price for it."""
+    rates: dict[str, Any] = _rates(facts, f"_{name}") or {}
+    if "output" not in rates:
+        return None
+    tiers = []
+    for start in starts:
+        long = f"_above_{start}k_tokens"
+        dearer: dict[str, Any] = {**rates, **(_rates(facts, long) or {}), **(_rates(facts, f"{long}_{name}") or {})}
+        tiers.append(TierEntry(**dearer, from_input_tokens=start * 1000 + 1))
+    return LongEntry(**rates, tiers=tuple(tiers))
 
 
 def _rates(facts: Mapping[str, Any], suffix: str) -> dict[str, Decimal] | None:

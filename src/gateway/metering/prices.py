@@ -34,7 +34,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def dearest_output(self) -> int:
         """What a token of output can cost at most, whatever it turns out to be."""
-        return max(self.output, self.reasoning or 0)
+        output, reasoning = self.output, self.reasoning
+        return output if reasoning is None or reasoning < output else reasoning
 
     @property
     def dearest_input(self) -> int:
@@ -43,15 +44,22 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
     def cost_picousd(self, usage: Usage) -> int:
         """What this usage costs, exactly; pictures are counted elsewhere."""
-        fresh = max(usage.input - usage.cache_read - usage.cache_write, 0)
         said = max(usage.output - usage.reasoning, 0)
         return (
-            self.request
-            + fresh * self.input
-            + usage.cache_read * (self.input if self.cache_read is None else self.cache_read)
-            + usage.cache_write * (self.input if self.cache_write is None else self.cache_write)
+            self.reading_picousd(usage.input, usage.cache_read, usage.cache_write)
             + said * self.output
             + usage.reasoning * (self.output if self.reasoning is None else self.reasoning)
+        )
+
+    def reading_picousd(self, tokens: int, cache_read: int = 0, cache_write: int = 0) -> int:
+        """What an input of so many tokens costs, with those among them that a cache had or was given."""
+        if not (cache_read or cache_write):
+            return self.request + tokens * self.input
+        return (
+            self.request
+            + max(tokens - cache_read - cache_write, 0) * self.input
+            + cache_read * (self.input if self.cache_read is None else self.cache_read)
+            + cache_write * (self.input if self.cache_write is None else self.cache_write)
         )
 
 
@@ -59,12 +67,14 @@ class PriceSchedule(msgspec.Struct, frozen=True):
     """A model's prices; some charge all tokens of a long prompt more.
 
     ``tiers`` lists (input tokens from which it applies, price), ascending. ``is_input_only`` says that nobody named a
-    price for output: fit for embeddings, and for nothing that writes.
+    price for output: fit for embeddings, and for nothing that writes. ``service_tiers`` has the prices of the vendor's
+    other tiers by their names; ``None`` means that each costs the same.
     """
 
     base: Price
     tiers: tuple[tuple[int, Price], ...] = ()
     is_input_only: bool = False
+    service_tiers: "Mapping[str, PriceSchedule] | None" = {}
 
     def at(self, input_tokens: int) -> Price:
         """The price of a request with this much input."""
@@ -74,8 +84,12 @@ class PriceSchedule(msgspec.Struct, frozen=True):
                 price = tier
         return price
 
+    def in_service_tier(self, name: str) -> "PriceSchedule | None":
+        """The prices in one of the vendor's service tiers, ``None`` where nobody named them."""
+        return self if self.service_tiers is None else self.service_tiers.get(name)
 
-FREE = PriceSchedule(Price(input=0, output=0))
+
+FREE = PriceSchedule(Price(input=0, output=0), service_tiers=None)
 
 
 def microusd(picousd: int) -> int:

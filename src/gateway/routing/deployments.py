@@ -6,6 +6,7 @@ from collections.abc import Collection
 import msgspec
 
 from gateway.routing.breaker import Breaker, BreakerRules
+from gateway.routing.first_words import FirstWords
 from gateway.routing.retries import RetryBudget, RetryRules
 
 # The weight of a new sample in the time to the first event; older ones fade.
@@ -25,12 +26,22 @@ class DeploymentRules(msgspec.Struct, frozen=True, kw_only=True):
 class Deployment:
     """One model of one provider."""
 
-    __slots__ = ("_cool_until", "_first_event_at", "_first_event_s", "breaker", "budget", "in_flight", "name")
+    __slots__ = (
+        "_cool_until",
+        "_first_event_at",
+        "_first_event_s",
+        "breaker",
+        "budget",
+        "first_words",
+        "in_flight",
+        "name",
+    )
 
     def __init__(self, name: str, rules: DeploymentRules) -> None:
         self.name = name
         self.breaker = Breaker(rules.breaker)
         self.budget = RetryBudget(rules.retries)
+        self.first_words = FirstWords()
         self.in_flight = 0
         self._cool_until = 0.0
         self._first_event_s = 0.0

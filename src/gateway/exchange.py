@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from anyio import CancelScope, move_on_after
+from anyio import move_on_after
 
 from gateway.billing import Course, owed
 from gateway.canonical.caller import Caller
@@ -86,7 +86,8 @@ class Exchange:
         self._first_event_at = 0.0
         self._guard = Guard()
         self._calls = Calls()
-        self._scope = CancelScope()
+        self._relaying: asyncio.Task[None] | None = None
+        self._cancels = 0
         self._interruption: Ending | None = None
         self._upstream: Upstream | None = None
         self._encoder: Encoder | None = None
@@ -185,13 +186,23 @@ class Exchange:
     # The stream.
 
     async def _relay_until_ended(self) -> Ending:
-        with self._scope:
-            try:
-                ending = await self._relay()
-                return CLIENT_LEFT if self._left_at else ending
-            except GatewayError as error:
-                return CLIENT_LEFT if self._left_at else failed(error)
-        return CLIENT_LEFT if self._left_at else self._interruption or STOPPED
+        task = self._relaying = asyncio.current_task()
+        assert task is not None
+        try:
+            ending = await self._relay()
+        except GatewayError as error:
+            ending = failed(error)
+        except asyncio.CancelledError:
+            if self._interruption is None:
+                raise
+            ending = self._interruption
+        finally:
+            self._relaying = None
+        for _ in range(self._cancels):
+            task.uncancel()
+        if self._cancels and task.cancelling():
+            raise asyncio.CancelledError  # somebody else wants the whole task to end
+        return CLIENT_LEFT if self._left_at else ending
 
     async def _relay(self) -> Ending:
         """From the first event to the last; returns how it ended, with everything said but an error."""
@@ -202,8 +213,6 @@ class Exchange:
         batch: Batch | None = upstream.first
         greeting = b"".join([encoder.notice(notice) for notice in self._admitted.notices])
         while batch is not None:
-            if self._interruption is not None:  # where data is always there, no wait is left to be cancelled
-                return self._interruption
             turnstile.awake_at = live.now
             frames, failure = guard.check(batch.frames)
             ending = None if failure is None else failed(failure)
@@ -324,6 +333,8 @@ class Exchange:
         """Heartbeats, deadlines and the lease; called a few times a second."""
         downstream, patience = self._downstream, self._services.patience
         self._reservation.beat(now)
+        if self._interruption is not None:
+            self._cancel_relay()  # something within took no notice
         if downstream.sending_since is not None:
             if now - downstream.sending_since > patience.send_s and not downstream.outlives_client():
                 self._interrupt(CLIENT_STALLED)
@@ -379,7 +390,12 @@ class Exchange:
     def _interrupt(self, ending: Ending) -> None:
         if self._interruption is None:
             self._interruption = ending
-            self._scope.cancel()
+            self._cancel_relay()
+
+    def _cancel_relay(self) -> None:
+        if self._relaying is not None:
+            self._cancels += 1
+            self._relaying.cancel()
 
     # The end.
 

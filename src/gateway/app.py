@@ -81,7 +81,9 @@ class Gateway:
         self.reload_asked = asyncio.Event()
         self._file = ConfigFile(environment)
         self._tasks = TaskOwner()
-        self._embedded = None if environment.redis_url else EmbeddedRedis(self.data_dir / "redis")
+        self._embedded = None
+        if not environment.redis_url:
+            self._embedded = EmbeddedRedis(self.data_dir / "redis", fsync=environment.redis_fsync)
         self._fastapi = FastAPI(
             title="Gateway",
             version=__version__,
@@ -165,7 +167,8 @@ class Gateway:
         redis.start()
         stack.push_async_callback(redis.aclose)
         try:
-            await retrying(lambda: check_redis(redis, durability=self.config.redis.durability), _REDIS_WAIT_S)
+            durability, is_own = self.config.redis.durability, self._embedded is not None
+            await retrying(lambda: check_redis(redis, durability=durability, is_own=is_own), _REDIS_WAIT_S)
         except StoreUnavailable as error:
             raise NoRedis(
                 f"Redis did not answer within {_REDIS_WAIT_S:g} s ({error}). Is GATEWAY_REDIS_URL right?"

@@ -479,5 +479,10 @@ class Environment(BaseSettings):
         description="`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://`, `rediss+sentinel://`, "
         "`redis+cluster://` or `rediss+cluster://`; unset, the gateway starts its own.",
     )
+    redis_fsync: Literal["everysec", "always"] = Field(
+        "everysec",
+        description="When the gateway's own Redis has its file on the disk: once a second, which loses nothing where a "
+        "process is killed and up to a second where the machine loses power; or `always` before it answers.",
+    )
     data_dir: Path = Field(Path(".gateway"), description="Journal, generated keys, and the embedded Redis's data.")
     admin_key: str | None = Field(None, description="The admin API's key; unset, one is made and kept in `data_dir`.")

@@ -51,7 +51,9 @@ def find_server() -> str:
 class EmbeddedRedis:
     """One redis-server on a socket in ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: str = "everysec") -> None:
+        """``fsync`` is Redis's ``appendfsync``."""
+        self._fsync = fsync
         self._folder = folder.resolve()
         self._socket = self._folder / "redis.sock"
         if len(str(self._socket)) > _SOCKET_PATH_MAX:
@@ -125,7 +127,7 @@ class EmbeddedRedis:
         return [
             *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
             *("--dir", str(self._folder), "--logfile", str(self._folder / "redis.log")),
-            *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", self._fsync, "--save", ""),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
         ]
 

@@ -110,7 +110,7 @@ class Supervisor:
             raise ConfigError(f"GATEWAY_DATA_DIR: {data_dir} cannot be used: {error.strerror}") from None
         async with contextlib.AsyncExitStack() as stack:
             if not self._environment.redis_url:
-                embedded = EmbeddedRedis(data_dir / "redis")
+                embedded = EmbeddedRedis(data_dir / "redis", fsync=self._environment.redis_fsync)
                 await embedded.start()
                 stack.push_async_callback(embedded.stop)
                 owner = TaskOwner()

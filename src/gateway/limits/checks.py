@@ -23,16 +23,17 @@ class UnfitRedis(Exception):
     """This Redis would lose or evict what the gateway keeps in it."""
 
 
-async def check_redis(redis: Redis, *, durability: Durability = "aof") -> None:
+async def check_redis(redis: Redis, *, durability: Durability = "aof", is_own: bool = False) -> None:
     """Look at every master. Raises ``UnfitRedis``, and ``StoreUnavailable`` where one does not answer.
 
-    ``durability="none"`` accepts a Redis that keeps no append-only file, or a service that does not show one.
+    ``durability="none"`` accepts a Redis that keeps no append-only file, or a service that does not show one. One that
+    ``is_own`` was started by the gateway as it was told to.
     """
     for master in await redis.masters():
-        await _check_master(master, durability, is_cluster=isinstance(redis, RedisCluster))
+        await _check_master(master, durability, is_cluster=isinstance(redis, RedisCluster), is_own=is_own)
 
 
-async def _check_master(redis: RedisOwner, durability: Durability, *, is_cluster: bool) -> None:
+async def _check_master(redis: RedisOwner, durability: Durability, *, is_cluster: bool, is_own: bool) -> None:
     try:
         info = _parse(await redis.call("INFO"))
     except ResponseError as error:
@@ -41,7 +42,7 @@ async def _check_master(redis: RedisOwner, durability: Durability, *, is_cluster
     _check_server(info, is_cluster=is_cluster)
     _check_memory(info)
     _check_durability(info, durability)
-    if info.get("aof_enabled") == "1":
+    if info.get("aof_enabled") == "1" and not is_own:
         await _check_fsync(redis)
     _check_replicas(info)
     if redis.is_exposed:

@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); [ "$$cores" -gt 2 ] && echo "$$cores" || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test clients lint types fmt bench bench-peers docs reliability clean
+.PHONY: help run test clients lint types fmt bench bench-peers instructions docs reliability clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,10 +53,14 @@ fmt: $(VENV)/.dev ## format the code
 bench: bench-peers ## cost per request and per chunk, beside a direct call, nginx and other gateways
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.redis_scale
 	$(BIN)/python -m benchmarks.routing
 
 bench-peers: $(VENV)/.dev ## install LiteLLM, Portkey and TensorZero, apart from our own packages
 	$(BIN)/python -m benchmarks.peers
+
+instructions: $(VENV)/.dev ## instructions per request and per chunk, against the recorded ones (needs valgrind)
+	$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 docs: $(VENV)/.run ## write the generated references anew
 	$(BIN)/gateway config reference > docs/configuration.md

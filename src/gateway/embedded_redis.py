@@ -129,6 +129,7 @@ class EmbeddedRedis:
             *("--dir", str(self._folder), "--logfile", str(self._folder / "redis.log")),
             *("--appendonly", "yes", "--appendfsync", self._fsync, "--save", ""),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+            *("--hash-max-ziplist-value", "1024"),  # keeps the records of streams compact
         ]
 
     async def _answers(self) -> bool:

@@ -13,7 +13,9 @@ from gateway.config_file import parse
 from gateway.limits.allowances import Unit
 from gateway.limits.tiers import BucketRule, SlotsRule, WindowRule
 from gateway.wiring import capacities, tiers, validate, variants
+from gateway.wiring_models import price_of
 
+PRICED = "providers: {openai: {api_key: k, price: {input: 1, output: 2, service_tiers: %s}}}"
 MISTAKES = {
     "a target of nobody": ("models: {fast: {targets: [nobody/x]}}", "names no provider"),
     "a provider without an address": ("providers: {mine: {}}", "base_url is missing"),
@@ -44,6 +46,17 @@ MISTAKES = {
         "variants: {a: {share: 50}, b: {share: 50, requests: {limit: 5, period_s: 10}}}}}",
         "counts the same",
     ),
+    "a price for what everybody gets": (
+        PRICED % "{auto: {input: 1, output: 2}}",
+        "service_tiers.auto: auto costs what",
+    ),
+    "a service tier that is half priced": (PRICED % "{flex: {input: 1}}", "price.service_tiers.flex.output: Field"),
+    "a word that is none for tiers": (PRICED % "skip", "price.service_tiers: Input should be 'ignore'"),
+    "an unknown key in a list": (
+        "models: {a: {targets: [{model: demo/fast, capacity: {streems: 1}}]}}",
+        "targets.0.capacity.streems: there is no such key here; there are requests_per_minute",
+    ),
+    "a hedge that asks the same": ("models: {a: {targets: [demo/fast, demo/fast], hedge: {}}}", "no second target"),
     "a secret that is too short": ("jwt: {issuer: i, audience: [a], secret: x, algorithms: [HS256]}", "jwt:"),
 }
 
@@ -52,7 +65,17 @@ MISTAKES = {
 def test_a_mistake_is_told(text: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(parse(text, "my.yaml"))
-    assert hint in str(caught.value)
+    assert hint in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pictures_and_requests_cost_the_same_in_a_service_tier_that_says_nothing_of_them() -> None:
+    rates = "{input: 1, output: 2, image: 3, request: 4, service_tiers: {flex: {input: 1, output: 2, image: 0}}}"
+    price = parse(f"providers: {{openai: {{api_key: k, price: {rates}}}}}").providers["openai"].price
+    assert price is not None
+    schedule = price_of(price)
+    flex = schedule.in_service_tier("flex")
+    assert flex is not None
+    assert (flex.base.image, flex.base.request) == (0, schedule.base.request)
 
 
 def rules(text: str) -> tuple[Any, ...]:

@@ -183,6 +183,26 @@ async def test_a_killed_worker_is_replaced_and_its_streams_are_settled_while_the
     assert await pair.gateway.metric("gateway_streams_in_flight") == 0
 
 
+async def test_a_worker_that_ends_alone_leaves_the_port_to_the_other(pair: Pair) -> None:
+    pair.upstream.plan = Plan(text=("one", " two"), fault="stall", fault_at=1)
+    ending = pair.workers()[0]
+    async with fresh_connections(await pair.gateway.account("leaver")) as client:
+        running = asyncio.gather(*(pair.stream(client) for _ in range(STREAMS)))
+        await pair.upstream.until(lambda upstream: upstream.stalled == STREAMS)
+        os.kill(ending, signal.SIGTERM)
+        await until(lambda: pair.gateway.log.read_text().count('"event":"draining"'))
+        url = f"{pair.gateway.base_url}/v1/models"
+        async with asyncio.timeout(20):
+            while {answer.status_code for answer in await asyncio.gather(*(client.get(url) for _ in range(40)))} != {
+                200
+            }:
+                await asyncio.sleep(0.05)
+        assert is_alive(ending) and len(pair.workers()) == 2
+        pair.upstream.release()
+        assert await running == [["one", " two"]] * STREAMS
+    await until(lambda: not is_alive(ending))
+
+
 async def test_every_scrape_has_the_sum_of_both_workers(pair: Pair) -> None:
     before = await pair.gateway.metric("gateway_tokens_total")
     async with fresh_connections(await pair.gateway.account("metered")) as client:
@@ -216,7 +236,7 @@ async def test_workers_share_an_embedded_redis_and_end_with_their_parent(tmp_pat
         workers, redis = children(parent, WORKER), children(parent, REDIS)
         assert (len(workers), len(redis)) == (2, 1)
         async with fresh_connections((tmp_path / "dev-key").read_text().strip()) as client:
-            body = {"model": "demo/endless", "max_tokens": 20, "messages": [{"role": "user", "content": "Go on."}]}
+            body = {"model": "demo/endless", "max_tokens": 100, "messages": [{"role": "user", "content": "Go on."}]}
             requests = [
                 asyncio.ensure_future(client.post(gateway.base_url + CHAT, json=body))  # noqa: TID251
                 for _ in range(STREAMS)

@@ -17,6 +17,8 @@ from gateway.config import Config, ConfigError, Environment
 Check: TypeAlias = Callable[[Config], None]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# What pydantic puts into a path that is no part of the file: of a key, and which of two forms was meant.
+_MARKS = ("[key]", "[word]", "[tiers]")
 
 
 def load(environment: Environment, check: Check | None = None) -> Config:
@@ -106,7 +108,7 @@ def _alias_problems(config: Config) -> list[tuple[list[Any], str]]:
 
 
 def _problem(name: str, tree: yaml.Node | None, problem: Any) -> str:
-    where = [part for part in problem["loc"] if part != "[key]"]
+    where = [part for part in problem["loc"] if part not in _MARKS]
     line = _line(tree, where)
     path = ".".join(map(str, where))
     message = problem["msg"].removeprefix("Value error, ")
@@ -160,10 +162,13 @@ def _nearest(where: list[Any]) -> str:
     for part in where[:-1]:
         if get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
+        elif isinstance(part, int):
+            annotation = get_args(annotation)[0]
         else:
             field = _section(annotation).model_fields.get(part)
             annotation = field.annotation if field is not None else None
-    return f"; there are {', '.join(_section(annotation).model_fields)}"
+    names = ", ".join(_section(annotation).model_fields)
+    return f"; there are {names}" if names else ""
 
 
 def _section(annotation: Any) -> type[BaseModel]:

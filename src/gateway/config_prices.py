@@ -1,9 +1,9 @@
 """The configuration's sections about prices; ``config.py`` hands them on with the rest."""
 
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from gateway.config_clouds import Section
 
@@ -22,11 +22,21 @@ class RatesConfig(Section):
     request: Annotated[Decimal, Field(ge=0, le=1000)] = Field(Decimal(0), description="USD per request.")
 
 
+def _kind(value: Any) -> str:
+    """Which of the two forms was meant, so that what is wrong with it is told once."""
+    return "[word]" if isinstance(value, str) else "[tiers]"
+
+
+_TierName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")]
+_Ignore = Annotated[Literal["ignore"], Tag("[word]")]
+_Tiers = Annotated[dict[_TierName, RatesConfig], Tag("[tiers]")]
+
+
 class PriceConfig(RatesConfig):
     """What tokens cost, in USD per million tokens."""
 
-    service_tiers: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,32}$")], RatesConfig] | Literal["ignore"] = Field(
+    service_tiers: Annotated[_Tiers | _Ignore, Discriminator(_kind)] = Field(
         {},
-        description="The same by the vendor's `service_tier` (`flex`, `priority`, …). A request for one that is not "
-        "here is refused; with `ignore` each costs what this price says.",
+        description="The same by the vendor's `service_tier` (`flex`, `priority`, …), `image` and `request` as above "
+        "where unset. A request for one that is not here is refused; with `ignore` each costs what this price says.",
     )

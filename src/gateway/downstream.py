@@ -40,6 +40,7 @@ class Downstream:
     __slots__ = (
         "_abort",
         "_extra",
+        "_is_watching",
         "_lock",
         "_send",
         "_wire",
@@ -59,6 +60,7 @@ class Downstream:
         self._abort = abort
         self._wire = wire
         self._lock = asyncio.Lock()
+        self._is_watching = False
         self.is_started = False
         self.is_finished = False
         self.sending_since: float | None = None
@@ -82,18 +84,21 @@ class Downstream:
     def detach(self) -> None:
         """The client has gone, and the answer is read to its end nevertheless: nothing is sent any more."""
         self.is_finished = True
+        self.unwatch()
 
     def watch(self, on_gone: Callable[[], None]) -> bool:
         """Call this once the client has left, or now where it has; ``False`` where only ``receive`` can tell."""
         if self._wire is None:
             return False
+        self._is_watching = True
         if not self._wire.watch(on_gone):
             on_gone()
         return True
 
     def unwatch(self) -> None:
-        """Nobody is told any more."""
-        if self._wire is not None:
+        """Nobody is told any more. Once answered, the connection may carry another request, which watches it too."""
+        if self._is_watching and self._wire is not None:
+            self._is_watching = False
             self._wire.unwatch()
 
     def push(self, payload: bytes, headers: Headers, *, more: bool = True) -> bool:

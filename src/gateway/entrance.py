@@ -116,7 +116,8 @@ class Entrance:
         targets = _able(knock, targets, offer.router.resolve(entitlement.model, reasons=reasons))
         _check_prices(request, targets)
         if request.untold:
-            targets = in_service_tier(request, targets)
+            every = offer.router.resolve(entitlement.model, reasons=reasons)
+            targets = _in_service_tier(request, targets, every)
         wanted = await _count(request, self._counters(targets[0].tokenizer), tier)
         targets = await _roomy(request, wanted.input, targets, self._counters(targets[0].tokenizer))
         count = self._counters(targets[0].tokenizer)
@@ -263,6 +264,16 @@ def _able(knock: Knock, chosen: tuple[Target, ...], every: tuple[Target, ...]) -
             raise
     able = serving(knock.request, every)
     return (keeping(knock.request, able) if knock.is_strict else able)[: len(chosen)]
+
+
+def _in_service_tier(request: Request, chosen: tuple[Target, ...], every: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Those of the chosen targets that have a price for the tier that is asked for, else of all."""
+    try:
+        return in_service_tier(request, chosen)
+    except RequestError:
+        if len(every) <= len(chosen):
+            raise
+    return in_service_tier(request, serving(request, every))[: len(chosen)]
 
 
 async def _roomy(request: Request, tokens: int, targets: tuple[Target, ...], count: TokenCounter) -> tuple[Target, ...]:

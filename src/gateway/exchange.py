@@ -48,7 +48,6 @@ from gateway.guard import Guard
 from gateway.ledger import UsageRecord
 from gateway.limits.revocations import STREAM_PREFIX
 from gateway.limits.scripts import Posting
-from gateway.limits.tiers import Tier
 from gateway.losses import warning_headers
 from gateway.metering.meter import Bill
 from gateway.opening import Calls, Upstream, open_first
@@ -122,7 +121,9 @@ class Exchange:
             ending = failed(broke_error())
             await self._say_last_words(ending)
         finally:
-            self._stop_watching()
+            self._downstream.unwatch()
+            if self._watching is not None:
+                self._watching.cancel()
             self._services.live.discard(self)
             try:
                 self._settle(ending)
@@ -156,8 +157,8 @@ class Exchange:
         """Take over what was admitted: from here on it has to be settled."""
         self._admitted = admitted
         self._reservation = admitted.reservation
-        self._meter = admitted.meter
-        downgrade = partial(_downgrade, self._services, self._caller.account, admitted.tier)
+        self._meter, self._priced_by = admitted.meter, admitted.asks[0][0]
+        downgrade = partial(self._services.downgrade, self._caller.account, admitted.tier)
         self._conduct = Conduct(admitted.tier, admitted.reservation, self._started_at, downgrade)
         stream_id = admitted.reservation.stream.sid
         rate_headers = self._protocol.rate_headers(admitted.standing)
@@ -257,13 +258,17 @@ class Exchange:
         self._first_event_at = time.monotonic()
         self._services.observe_latency(self._first_event_at - self._started_at, upstream.target.name)
         number = [target for target, _ in admitted.asks].index(upstream.target)
+        self._price_by(upstream.target)
         self._warn(upstream.target)
         self._guard.bound_by, self._guard.provider = admitted.bounds[number], upstream.target.provider.name
-        if number:
-            self._meter = self._services.entrance.meter_for(upstream.target, self._meter)
         self._turnstile = Turnstile(admitted, self._meter, self._conduct, self._downstream, self._services.live)
         self._upstream = upstream
         return upstream
+
+    def _price_by(self, target: Target | None) -> None:
+        """Until one answers, the prompt costs what it costs at the one that was asked."""
+        if self._upstream is None and target is not None and target is not self._priced_by:
+            self._priced_by, self._meter = target, self._services.entrance.meter_for(target, self._meter)
 
     def _warn(self, target: Target) -> None:
         """Before the first byte: say what this target is not asked for as the client did."""
@@ -297,11 +302,6 @@ class Exchange:
             self._watching = self._services.tasks.start(self._watch(receive), "watch-client")
             await asyncio.sleep(0)
 
-    def _stop_watching(self) -> None:
-        self._downstream.unwatch()
-        if self._watching is not None:
-            self._watching.cancel()
-
     async def _watch(self, receive: _Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -319,10 +319,13 @@ class Exchange:
 
     def _read_on(self) -> bool:
         """Whether the answer is read on unseen for its true figure, since more is billed than what was sent."""
+        if self._left_at:
+            return True
         target = self._calls.current
-        if self._left_at or target is None or not target.is_drained or not self._services.live.may_drain():
+        if target is None or not target.is_drained or not self._services.live.may_drain():
             return False
         self._left_at = time.monotonic()
+        self._price_by(self._calls.current)
         self._left_with = self._meter.bill(complete=False)
         self._calls.abandon()
         self._conduct.is_waived = True
@@ -437,6 +440,7 @@ class Exchange:
 
     def _settle(self, ending: Ending) -> None:
         """Post what the exchange cost. Awaits nothing, since the frame may be dying."""
+        self._price_by(self._calls.current)
         due = owed(ending, self._course(ending), self._meter)
         bill, meter, admitted = due.bill, self._meter, self._admitted
         first_event_s = self._first_event_at - self._started_at if self._first_event_at else None
@@ -493,7 +497,3 @@ class Exchange:
             hangup=target.provider.hangup if target is not None else Hangup(),
             left_with=self._left_with,
         )
-
-
-def _downgrade(services: Services, account: str, tier: Tier) -> None:
-    services.tasks.start(services.entrance.entitlements.downgrade(account, tier), "downgrade")

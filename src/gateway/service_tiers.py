@@ -17,17 +17,17 @@ from gateway.router import Target
 _FIELDS = {"anthropic_messages": ("service_tier", "speed")}
 _FIELD = ("service_tier",)
 # What everybody is served with who asks for nothing, as OpenAI, Anthropic and Groq call it.
-_ORDINARY = ("auto", "default", "standard", "standard_only", "on_demand")
+ORDINARY = frozenset(("auto", "default", "standard", "standard_only", "on_demand"))
 _SHOWN_MAX = 40
 
 
 def in_service_tier(request: Request, targets: tuple[Target, ...]) -> tuple[Target, ...]:
     """Those of the targets that have a price for what is asked, at that price; raises ``RequestError`` for none."""
     for field in _FIELDS.get(request.format, _FIELD):
-        if field not in request.untold:
+        if field not in request.untold or field not in request.raw:  # which formats without providers do not keep
             continue
         asked = msgspec.json.decode(request.raw[field])
-        if asked not in _ORDINARY:
+        if not (isinstance(asked, str) and asked in ORDINARY):
             targets = _priced(request, targets, field, asked)
     return targets
 

@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.entrance import Entrance
 from gateway.limits.deployment_capacity import DeploymentCapacity
+from gateway.limits.tiers import Tier
 from gateway.live import LiveExchanges
 from gateway.routing.mirrors import Mirrors
 from gateway.statistics import Statistics
@@ -37,6 +38,10 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     observe_latency: Callable[[float, str], None]
     patience: Patience = Patience()
     mirrors: Mirrors = msgspec.field(default_factory=Mirrors)
+
+    def downgrade(self, account: str, tier: Tier) -> None:
+        """Answer the account's next requests with its tier's cheaper model."""
+        self.tasks.start(self.entrance.entitlements.downgrade(account, tier), "downgrade")
 
     def __post_init__(self) -> None:
         self.telemetry.registry.register(self.mirrors.results)

@@ -13,6 +13,7 @@ from gateway.config_prices import RatesConfig
 from gateway.metering.prices import Price, PriceSchedule, picousd, picousd_per_token
 from gateway.routing.first_words import HedgeRules
 from gateway.routing.mirrors import MirrorRule
+from gateway.service_tiers import ORDINARY
 
 
 def catalogue_path(config: Config) -> Path:
@@ -49,7 +50,11 @@ def price_of(config: PriceConfig) -> PriceSchedule:
     """A model's or a provider's price."""
     if config.service_tiers == "ignore":
         return PriceSchedule(_rates(config), service_tiers=None)
-    tiers = {name: PriceSchedule(_rates(rates)) for name, rates in config.service_tiers.items()}
+    each = {"image": config.image, "request": config.request}
+    tiers = {
+        name: PriceSchedule(_rates(rates.model_copy(update={k: each[k] for k in each.keys() - rates.model_fields_set})))
+        for name, rates in config.service_tiers.items()
+    }
     return PriceSchedule(_rates(config), service_tiers=tiers)
 
 
@@ -81,9 +86,21 @@ def check_models(config: Config) -> None:
         only_of_names = ("targets", "strategy", "sticky", "capacity", "mirror", "hedge")
         if "*" in name and (wrong := [key for key in only_of_names if key in model.model_fields_set]):
             raise ConfigError(f"models.{name}: a pattern takes no {wrong[0]}; name the model")
-        if model.hedge is not None and len(model.targets) < 2:
+        if model.hedge is not None and len({target.model for target in model.targets}) < 2:
             raise ConfigError(f"models.{name}.hedge: there is no second target to ask; name two")
+        _check_tiers(f"models.{name}", model.price)
+    for name, provider in config.providers.items():
+        _check_tiers(f"providers.{name}", provider.price)
     catalogue(config)
+
+
+def _check_tiers(section: str, price: PriceConfig | None) -> None:
+    if price is None or price.service_tiers == "ignore":
+        return
+    for name in ORDINARY.intersection(price.service_tiers):
+        raise ConfigError(
+            f"{section}.price.service_tiers.{name}: {name} costs what the price itself says; put it there"
+        )
 
 
 def check_mirrors(config: Config, providers: Container[str]) -> None:

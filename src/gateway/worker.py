@@ -24,6 +24,7 @@ from gateway.worker_channel import Channel, Counts, CountsWanted, Drain, Ready, 
 
 RELOAD_PATH = "/admin/v1/config/reload"
 _COUNTS_S = 5.0
+_ALONE_S = 0.25
 
 
 class PortTaken(Exception):
@@ -78,16 +79,35 @@ class _ReloadSeen:
 
 
 class _WorkerServer(GatewayServer):
+    """One that was told to end alone leaves the port to its siblings; where all end, clients are told why."""
+
+    _ends_with_all = False
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.is_draining:
             super().handle_exit(sig, frame)
+            asyncio.get_running_loop().call_soon_threadsafe(self._look_who_ends)
+
+    def drain_with_all(self) -> None:
+        """The parent has all of them end."""
+        self._ends_with_all = True
+        self.handle_exit(signal.SIGTERM, None)
+
+    def _look_who_ends(self) -> None:
+        """A signal to the whole group may come before the parent's word."""
+        asyncio.get_running_loop().call_later(_ALONE_S, self._leave_port)
+
+    def _leave_port(self) -> None:
+        if self.started and not self._ends_with_all:
+            for listening in self.servers:
+                listening.close()
 
 
 class _Leash:
     """What the parent asks for, and what it is asked."""
 
     def __init__(self, channel: Channel) -> None:
-        self.server: GatewayServer | None = None
+        self.server: _WorkerServer | None = None
         self._channel = channel
         self._waiting: list[asyncio.Future[bytes]] = []
 
@@ -112,7 +132,7 @@ class _Leash:
     def _drain(self) -> None:
         if self.server is None:
             os._exit(128 + signal.SIGTERM)  # nothing runs yet
-        self.server.handle_exit(signal.SIGTERM, None)
+        self.server.drain_with_all()
 
     def tell_counts(self, gateway: Gateway) -> None:
         """Say what was counted here."""

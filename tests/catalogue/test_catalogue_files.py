@@ -100,6 +100,21 @@ class TestLiteLlm:
             9_000_000,
         )
 
+    def test_a_long_prompt_in_a_dearer_tier_costs_no_less_and_pictures_are_never_free(self) -> None:
+        facts = {
+            **{"litellm_provider": "openai", "input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06},
+            **{"input_cost_per_token_priority": 5e-06, "output_cost_per_token_priority": 20e-06},
+            **{"input_cost_per_token_above_200k_tokens": 4e-06, "output_cost_per_token_above_200k_tokens": 9e-06},
+            "input_cost_per_image": 0.01,
+        }
+        (entry,) = litellm.convert({"gpt-9": facts}, Catalogue().known, source="s", as_of=datetime.date(2026, 1, 1))
+        price = entry.card().price
+        priority = None if price is None else price.in_service_tier("priority")
+        assert price is not None and priority is not None
+        assert (priority.at(200_001).input, priority.at(200_001).output) == (5_000_000, 20_000_000)
+        schedules = [(it, tokens) for it in (price, priority) for tokens in (0, 200_001)]
+        assert {it.at(tokens).image for it, tokens in schedules} == {10_000_000_000}
+
     def test_names_are_those_of_the_price_book(self, tmp_path: Path) -> None:
         book = converted(tmp_path)
         assert book.models("google") == ["claude-9"] and book.models("aws") == []
@@ -124,6 +139,16 @@ class TestOwnForm:
         card = Catalogue(read(target)).known("openai", "x")
         assert card.context_tokens == 7 and card.source == "cards.yaml"
         assert card.price is not None and card.price.base.input == 100_000
+
+    def test_a_price_for_long_prompts_leaves_nothing_free(self, tmp_path: Path) -> None:
+        rates = "{input: 1, output: 2, image: 0.01, request: 0.02, tiers: [{from_input_tokens: 9, input: 3}]}"
+        path = tmp_path / "models.json"
+        refresh(written(tmp_path, f"cards:\n  - models: [openai/x]\n    price: {rates}\n", "cards.yaml"), path)
+        price = Catalogue(read(path)).price("openai", "x")
+        assert price is not None
+        assert (price.at(9).input, price.at(9).output) == (3_000_000, 2_000_000)
+        assert (price.at(9).image, price.at(9).request) == (price.base.image, price.base.request)
+        assert price.base.image > 0 < price.base.request
 
     def test_a_price_may_have_those_of_service_tiers(self, tmp_path: Path) -> None:
         cards = "cards:\n  - models: [openai/x]\n    price: {{input: 1, output: 2, service_tiers: {tiers}}}\n"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.exchange.fleet import Fleet, Party, code_of, fleet, provider
+from tests.exchange.fleet import AI_SDK, Fleet, Party, code_of, fleet, provider
 from tests.upstream import Upstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -96,6 +96,23 @@ async def test_a_provider_of_another_format_is_not_told_and_costs_what_it_does(
     assert await charged(party) == cost
     if model == "newer/any":
         assert site.upstream.requests[-1].body["service_tier"] == "flex"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (AI_SDK, {"messages": [{"role": "user", "content": "Hello"}]}),
+        ("/api/chat", {"messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}),
+        ("/v1/completions", {"prompt": "Hello", "max_tokens": 2}),
+    ],
+)
+async def test_a_format_that_no_provider_speaks_has_no_tiers(site: Fleet, path: str, body: dict[str, Any]) -> None:
+    party = await site.party()
+    body = {"model": "tiered/any", "service_tier": "priority", **body}
+    answer = await site.client.post(site.url() + path, json=body, headers=party.headers())
+    assert answer.status_code == 200, answer.text
+    assert await charged(party) == 30
+    assert "service_tier" not in site.upstream.requests[-1].body
 
 
 async def test_anthropics_fast_mode_is_a_tier_too(site: Fleet) -> None:

@@ -135,22 +135,27 @@ async def test_scripts_the_server_does_not_know_are_sent_whole_in_the_same_trip(
     assert len(trips) == 2
 
 
-async def test_a_patient_call_travels_with_the_next_one_before_it(redis: RedisOwner, store: Redis) -> None:
+async def test_a_patient_call_travels_with_the_next_one_before_it(redis: RedisOwner) -> None:
     trips: list[float] = []
     source = LuaSource("return redis.call('INCR', KEYS[1])", patience_s=60)
-    store.script_load(source.text)
-    await redis.call("PING")
+    assert await redis.script(source, ("n",), (), int) == 1
     redis.on_round_trip = trips.append
     patient = redis.script(source, ("n",), (), int)
     await asyncio.sleep(0)
     assert trips == []
-    assert await redis.call("GET", "n") == b"1"
-    assert await patient == 1
+    assert await redis.call("GET", "n") == b"2"
+    assert await patient == 2
     assert len(trips) == 1
 
 
-async def test_a_patient_call_that_nobody_follows_goes_alone(redis: RedisOwner, store: Redis) -> None:
+async def test_a_script_that_redis_may_not_know_is_not_patient(redis: RedisOwner) -> None:
+    source = LuaSource("return redis.call('INCR', KEYS[1])", patience_s=60)
+    assert await redis.script(source, ("n",), (), int) == 1  # nobody follows, and it does not wait a minute
+
+
+async def test_a_patient_call_that_nobody_follows_goes_alone(redis: RedisOwner) -> None:
     source = LuaSource("return redis.call('INCR', KEYS[1])", patience_s=0.001)
+    assert await redis.script(source, ("n",), (), int) == 1
     began = time.monotonic()
-    assert await asyncio.gather(*(redis.script(source, ("n",), (), int) for _ in range(3))) == [1, 2, 3]
+    assert await asyncio.gather(*(redis.script(source, ("n",), (), int) for _ in range(3))) == [2, 3, 4]
     assert time.monotonic() - began >= 0.001

@@ -36,7 +36,7 @@ class Wire(asyncio.Transport):
         self.writes += 1
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high == 0
+        assert high == 1
 
     def abort(self) -> None:
         self.is_aborted = True

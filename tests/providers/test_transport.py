@@ -444,3 +444,25 @@ async def test_certificates_are_checked(pool: Transport, site: Site, tmp_path: P
         answer.close()
         await trusting.aclose()
         await secret.until(0)
+
+
+@on_both_loops
+async def test_a_long_request_over_tls_is_known_to_have_gone_out(pool: Transport, site: Site, tmp_path: Path) -> None:
+    made = Certificates(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    trusting = Transport(ssl.create_default_context(cafile=str(made.certificate)))
+    async with running(context) as secret:
+        long = post_to(f"https://127.0.0.1:{secret.port}/", b"x" * 200_000)
+        for _ in range(3):
+            assert await ask(trusting, long) == b"ok"
+        assert secret.opened == 1
+        secret.answer = b""
+        asked = asyncio.ensure_future(ask(trusting, long))  # noqa: TID251
+        await wait_until(lambda: len(secret.requests) == 4)
+        secret.connections[0].wire.close()
+        with pytest.raises(TransportError, match=r"^closed"):
+            await asked
+        assert (secret.opened, len(secret.requests)) == (1, 4), "it was read, and is not sent again"
+        await trusting.aclose()
+        await secret.until(0)

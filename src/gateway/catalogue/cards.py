@@ -6,7 +6,7 @@ leaves out is unknown, and unknown restricts nothing.
 
 import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -84,6 +84,9 @@ class RateEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ValueError(f"{name} is no price")
 
 
+_Rates = TypeVar("_Rates", bound=RateEntry)
+
+
 class TierEntry(RateEntry, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What all tokens of a request cost whose input has at least so many tokens."""
 
@@ -151,7 +154,7 @@ def entries_of(value: Any) -> tuple[CardEntry, ...]:
 
 
 def _schedule(entry: LongEntry) -> PriceSchedule:
-    tiers = sorted(entry.tiers, key=lambda tier: tier.from_input_tokens)
+    tiers = sorted([_complete(tier, entry) for tier in entry.tiers], key=lambda tier: tier.from_input_tokens)
     return PriceSchedule(
         _price(entry),
         tuple((tier.from_input_tokens, _price(tier)) for tier in tiers),
@@ -163,7 +166,13 @@ def _schedule(entry: LongEntry) -> PriceSchedule:
 def _service_tiers(entry: PriceEntry) -> dict[str, PriceSchedule] | None:
     if entry.service_tiers == "ignore":
         return None
-    return {name: _schedule(rates) for name, rates in entry.service_tiers.items()}
+    return {name: _schedule(_complete(rates, entry)) for name, rates in entry.service_tiers.items()}
+
+
+def _complete(rates: _Rates, like: RateEntry) -> _Rates:
+    """With what would be free for want of a price."""
+    unset = [name for name in ("output", "image", "request") if getattr(rates, name) is None]
+    return msgspec.structs.replace(rates, **{name: getattr(like, name) for name in unset})
 
 
 def _price(rates: RateEntry) -> Price:

@@ -122,15 +122,17 @@ def _price(facts: Mapping[str, Any]) -> PriceEntry | None:
 
 
 def _service_tier(facts: Mapping[str, Any], name: str, starts: list[int]) -> LongEntry | None:
-    """A tier's prices; a long prompt costs what it does in no tier where the tier has no price for it."""
+    """A tier's prices; where it has none for a long prompt, the dearer of its own and of a long prompt in no tier."""
     rates: dict[str, Any] = _rates(facts, f"_{name}") or {}
     if "output" not in rates:
         return None
     tiers = []
     for start in starts:
         long = f"_above_{start}k_tokens"
-        dearer: dict[str, Any] = {**rates, **(_rates(facts, long) or {}), **(_rates(facts, f"{long}_{name}") or {})}
-        tiers.append(TierEntry(**dearer, from_input_tokens=start * 1000 + 1))
+        ordinary = _rates(facts, long) or {}
+        dearer = {kind: max(rates[kind], usd) for kind, usd in ordinary.items() if kind in rates}
+        own: dict[str, Any] = {**rates, **dearer, **(_rates(facts, f"{long}_{name}") or {})}
+        tiers.append(TierEntry(**own, from_input_tokens=start * 1000 + 1))
     return LongEntry(**rates, tiers=tuple(tiers))
 
 

@@ -113,7 +113,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if cycle.response_started or not cycle.keep_alive or not self._may_push():
             return False
         lines = b"".join([b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)])
-        if lines.count(b"\n") != len(headers) + len(cycle.default_headers):
+        count = len(headers) + len(cycle.default_headers)
+        if lines.count(b"\n") != count or lines.count(b"\r") != count:
             return False  # a header with a line end in it, which uvicorn refuses
         cycle.response_started = True
         cycle.waiting_for_100_continue = False

@@ -155,6 +155,8 @@ class RedisOwner:
         # What was sent and has no answer, in order; None is an answer that nobody waits for.
         self._on_way: deque[Call | None] = deque()
         self._unknown: list[Call] = []
+        # Scripts that the server on this connection has run.
+        self._known: set[str] = set()
         self._sent_at = 0.0
         self._is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -209,8 +211,8 @@ class RedisOwner:
             call.refuse(StoreUnavailable("Too many calls are waiting for Redis."))
         else:
             self._waiting.append(call)
-            if call.source is None or not call.source.patience_s:
-                self._send_soon()
+            if call.source is None or not call.source.patience_s or call.source.sha not in self._known:
+                self._send_soon()  # a script that has to be sent again would arrive after what it was to precede
             elif self._patience is None:
                 self._patience = call.future.get_loop().call_later(call.source.patience_s, self._lose_patience)
         return call.future
@@ -282,8 +284,11 @@ class RedisOwner:
         if call is None:
             pass
         elif not isinstance(reply, ResponseError):
+            if call.source is not None:
+                self._known.add(call.source.sha)
             call.answer(reply)
         elif isinstance(reply, NoScriptError) and call.source is not None:
+            self._known.clear()
             self._unknown.append(call)
         else:
             self._refuse(call, reply)
@@ -354,6 +359,7 @@ class RedisOwner:
     def _drop_link(self, *, is_broken: bool) -> None:
         link, self._link = self._link, None
         self._is_demoted = False
+        self._known.clear()
         if link is not None:
             link.close(is_broken=is_broken)
 

@@ -182,8 +182,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        # Tell of whatever the kernel does not take at once, by the next two methods.
-        self._transport.set_write_buffer_limits(high=0)
+        # Tell of whatever the kernel does not take at once, by the next two methods. One byte and not none: TLS pauses
+        # where its buffer has reached the bound, which nothing at all would.
+        self._transport.set_write_buffer_limits(high=1)
 
     def pause_writing(self) -> None:
         self._is_sending = True

@@ -46,6 +46,8 @@ class SseDecoder:
             return None
         if len(chunk) > EVENT_BYTES_MAX:
             return None
+        if chunk.count(b"\n") == 2 and chunk[:6] == b"data: ":
+            return [chunk[6:-2]]  # one event, as a paced stream brings them
         lines = chunk.split(b"\n\n")
         lines.pop()
         payloads = [line[6:] for line in lines if line[:6] == b"data: "]

@@ -37,6 +37,7 @@ from gateway.protocols.sse import EventTooLarge, SseDecoder, encode_data
 from gateway.protocols.wire import NO_HEADERS
 
 _PLAIN_CHANCES = 8
+_CONTENT = b'"content":"'
 _PLAIN = msgspec.json.Decoder(PlainChunk)
 _CHUNK = msgspec.json.Decoder(Chunk, strict=False)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
@@ -120,11 +121,15 @@ class ChatDecoder:
     __slots__ = (
         "_calls",
         "_finished",
+        "_head",
+        "_like_chances",
+        "_like_choice",
         "_plain_chances",
         "_provider",
         "_roles",
         "_sse",
         "_started",
+        "_tail",
         "is_done",
     )
 
@@ -134,6 +139,10 @@ class ChatDecoder:
         self._sse = SseDecoder()
         self._started = False
         self._plain_chances = _PLAIN_CHANCES
+        # What stands before and after the text of the plain chunk before, where all may look alike.
+        self._head = self._tail = b""
+        self._like_choice = 0
+        self._like_chances = _PLAIN_CHANCES
         self._roles: set[int] = set()
         self._calls: dict[int, _ToolCalls] = {}
         self._finished: set[int] = set()
@@ -150,8 +159,9 @@ class ChatDecoder:
                 return [self._broken("an event larger than the gateway accepts")]
         frames: list[Frame] = []
         for payload in payloads:
-            may_be_plain = self._plain_chances and self._roles and b'"content"' in payload
-            plain = self._take_plain(payload) if may_be_plain else None
+            plain = self._take_like(payload) if self._head else None
+            if plain is None and self._plain_chances and self._roles and b'"content"' in payload:
+                plain = self._take_plain(payload)
             if plain is not None:
                 frames.append(plain)
             elif payload.startswith(b"[DONE]"):
@@ -216,7 +226,34 @@ class ChatDecoder:
         if not text or index not in self._roles or index in self._finished or b"\n" in payload:
             return None
         self._plain_chances = _PLAIN_CHANCES
+        if self._like_chances:
+            self._learn(payload, text, index)
         return Frame((TextDelta(text, index),), b"data: %b\n\n" % payload, True)
+
+    def _learn(self, payload: bytes, text: str, index: int) -> None:
+        """Most vendors' plain chunks differ in nothing but their text, so that the next need not be read as JSON."""
+        self._like_chances -= 1
+        head, found, rest = payload.partition(_CONTENT)
+        raw = text.encode()
+        if found and rest.startswith(raw + b'"') and _CONTENT not in rest:
+            self._head, self._tail, self._like_choice = head + found, rest[len(raw) :], index
+
+    def _take_like(self, payload: bytes) -> Frame | None:
+        """A chunk that is the one before with another text, in which nothing is escaped or has to be."""
+        head, tail = self._head, self._tail
+        if len(payload) <= len(head) + len(tail) or not (payload.startswith(head) and payload.endswith(tail)):
+            return None
+        raw = payload[len(head) : -len(tail)]
+        if b'"' in raw or b"\\" in raw or self._like_choice in self._finished:
+            return None
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            return None
+        if not text.isprintable():
+            return None
+        self._like_chances = _PLAIN_CHANCES
+        return Frame((TextDelta(text, self._like_choice),), b"data: %b\n\n" % payload, True)
 
     def _take_choice(self, choice: ChunkChoice, events: list[Event]) -> bool:
         """Append the choice's events; returns whether official clients can read it as it is."""

@@ -224,3 +224,16 @@ async def test_what_only_the_provider_understands_is_counted_as_it_stands(fields
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
     request = OpenAiChatServer().decode_request(json.dumps(body).encode(), {})
     assert await count_input(request, counter()) > 500
+
+
+async def test_a_text_that_was_counted_is_not_counted_again() -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return 7
+
+    said = asked(Text("Hello, what do you know of tokens and of their number?"))
+    assert await count_input(said, count) == await count_input(said, count)
+    assert len(counted) == 1
+    assert counter("o200k") is counter("o200k")

@@ -7,6 +7,7 @@ long, the safe bound is used: no tokenizer makes more tokens than UTF-8 bytes.
 """
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -59,8 +60,13 @@ def counter(tokenizer: str = "o200k") -> TokenCounter:
     """A counter for a tokenizer by name: ``o200k``, ``cl100k`` or ``bytes``."""
     if _bpe is None or tokenizer == "bytes":
         return count_bytes
-    encoding = _bpe.cl100k_base() if tokenizer == "cl100k" else _bpe.o200k_base()
-    count: TokenCounter = encoding.count
+    return _compiled(is_cl100k=tokenizer == "cl100k")
+
+
+@functools.cache
+def _compiled(*, is_cl100k: bool) -> TokenCounter:
+    """One for all: what is known of texts is kept by who counted them."""
+    count: TokenCounter = (_bpe.cl100k_base() if is_cl100k else _bpe.o200k_base()).count
     return count
 
 

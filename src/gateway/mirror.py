@@ -17,40 +17,17 @@ from gateway.canonical.errors import GatewayError
 from gateway.canonical.events import Frame
 from gateway.canonical.request import Request
 from gateway.canonical.usage import Usage
-from gateway.catalogue.book import Catalogue
 from gateway.downstream import Downstream
 from gateway.endings import Ending
 from gateway.entrance import Admitted
 from gateway.exchange import Exchange
 from gateway.ledger import UsageRecord
-from gateway.metering.prices import PriceBook
 from gateway.protocols.wire import Allowance, Cut, Headers, Notice, Reply, StreamMeta
-from gateway.providers.provider import Provider
-from gateway.router import ModelOptions, Router
-from gateway.routing.deployments import Deployments
-from gateway.routing.mirrors import MirrorRule
 from gateway.services import Services, Wishes
 
 MIRROR = "mirror"
 # By then the mirrored request is at its provider, and what the mirror costs in work does not stand in its way.
 _HEAD_START_S = 0.05
-
-
-class MirroringRouter(Router):
-    """A router of which some names have a mirror."""
-
-    def __init__(
-        self,
-        mirrors: Mapping[str, MirrorRule],
-        providers: Mapping[str, Provider],
-        models: Mapping[str, ModelOptions],
-        prices: PriceBook,
-        deployments: Deployments | None = None,
-        catalogue: Catalogue | None = None,
-    ) -> None:
-        """``mirrors`` are by the name that clients ask for."""
-        super().__init__(providers, models, prices, deployments, catalogue)
-        self.mirrors = dict(mirrors)
 
 
 class MirroredExchange(Exchange):
@@ -59,8 +36,7 @@ class MirroredExchange(Exchange):
     def _begin(self, admitted: Admitted) -> None:
         super()._begin(admitted)
         services, name = self._services, self._request.model
-        router = services.entrance.router
-        rule = router.mirrors.get(name) if isinstance(router, MirroringRouter) else None
+        rule = services.entrance.router.mirrors.get(name)
         if rule is not None and services.mirrors.take(name, rule):
             request = msgspec.structs.replace(self._request, model=rule.to)
             new = partial(Mirror, services, self._protocol.name, request, rule.account, mirror_of=self._request_id)

@@ -19,6 +19,7 @@ from gateway.metering.tokens import tokenizer_of
 from gateway.providers.provider import Provider
 from gateway.routing.deployments import Deployment, Deployments
 from gateway.routing.first_words import HedgeRules
+from gateway.routing.mirrors import MirrorRule
 from gateway.routing.strategies import Candidate, Pool, StrategyName
 
 
@@ -91,8 +92,13 @@ class Router:
         prices: PriceBook,
         deployments: Deployments | None = None,
         catalogue: Catalogue | None = None,
+        mirrors: Mapping[str, MirrorRule] | None = None,
     ) -> None:
-        """``models`` are by name; one with a ``*`` says what the names it stands for leave unsaid."""
+        """``models`` are by name; one with a ``*`` says what the names it stands for leave unsaid.
+
+        ``mirrors`` are by the name that clients ask for.
+        """
+        self.mirrors = dict(mirrors or {})
         self.deployments = deployments or Deployments()
         self._providers = dict(providers)
         self._models = dict(models)

@@ -33,7 +33,6 @@ from gateway.limits.calendar import Calendar
 from gateway.limits.features import FEATURES
 from gateway.limits.tiers import BucketRule, FlowLimits, Rule, SlotsRule, Tier, WindowRule
 from gateway.metering.prices import FREE, Price, PriceBook, PriceSchedule
-from gateway.mirror import MirroringRouter
 from gateway.protocols.anthropic_messages.client import AnthropicMessagesClient
 from gateway.protocols.gemini.client import GeminiClient
 from gateway.protocols.openai_chat.client import OpenAiChatClient
@@ -127,9 +126,7 @@ def router(config: Config, transport: Transport, *, before: tuple[Config, Router
         models = {name: msgspec.structs.replace(options, price=None) for name, options in models.items()}
     known = catalogue(config)
     deployments = deployments or Deployments(deployment_rules(config.routing))
-    parts = (providers, models, _prices(config, known), deployments, known)
-    rules = mirrors(config)
-    return MirroringRouter(rules, *parts) if rules else Router(*parts)
+    return Router(providers, models, _prices(config, known), deployments, known, mirrors(config))
 
 
 def _kept(config: Config, before: tuple[Config, Router] | None) -> tuple[dict[str, Provider], Deployments | None]:

@@ -22,7 +22,7 @@ from gateway.http.front import HEADERS, REQUEST_ID, Receive, Scope, Send
 from gateway.http.request_headers import idempotency_key, truth
 from gateway.http.server_protocol import reset_of, wire_of
 from gateway.identity.authenticator import Authenticator
-from gateway.mirror import MirroredExchange, MirroringRouter
+from gateway.mirror import MirroredExchange
 from gateway.protocols.anthropic_messages.listing import model_object, model_page
 from gateway.protocols.bodies import check_model_name
 from gateway.protocols.wire import Reply, ServerRole
@@ -90,7 +90,7 @@ class InferenceEndpoint:
             _log.exception("request_broke", request_id=request_id)
             await _reply(connection, self._protocol.encode_error(broke_error()))
             return
-        kind = MirroredExchange if isinstance(self._services.entrance.router, MirroringRouter) else Exchange
+        kind = MirroredExchange if self._services.entrance.router.mirrors else Exchange
         await self._run(kind(self._services, protocol, request, caller, request_id, wishes), receive, downstream)
 
     async def _open(

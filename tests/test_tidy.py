@@ -23,8 +23,8 @@ JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "manager
 VAGUE_NAMES = re.compile(r"^(process|handle)_|_(data|info|manager)$")
 # uvicorn's method, which we override, and the field of server-sent events that is called data.
 VAGUE_BUT_NOT_OURS = {"handle_exit", "encode_data"}
-# The exchange, and the roots of tasks that must go on whatever happens.
-BROAD = {"exchange.py", "inference.py", "live.py", "jwks.py", "redis.py", "reload.py"}
+# The exchange, the roots of tasks that must go on whatever happens, and a callback that tells its reader of it.
+BROAD = {"connection.py", "exchange.py", "inference.py", "live.py", "jwks.py", "redis.py", "reload.py"}
 LONG_TESTS: dict[str, str] = {}
 
 

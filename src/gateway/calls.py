@@ -26,7 +26,7 @@ from gateway.ledger import Attempt
 from gateway.limits.deployment_capacity import Full
 from gateway.metering.meter import Bill, Meter
 from gateway.providers.credentials import CredentialError
-from gateway.providers.provider import Call
+from gateway.providers.provider import Call, Shortcut
 from gateway.providers.transport import ConnectTimeout, TransportError
 from gateway.router import Target
 from gateway.routing.deployments import Deployment
@@ -126,13 +126,14 @@ class Calls(msgspec.Struct):
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """A stream that has begun: its first batch, and where the rest comes from. Close it whatever happens.
 
-    ``began`` is when it was asked for, monotonic.
+    ``began`` is when it was asked for, monotonic. Batches may come by the ``shortcut`` once it is set.
     """
 
     target: Target
     first: Batch
     began: float
     batches: AsyncGenerator[Batch, None]
+    shortcut: Shortcut
 
     def broke(self, error: ProviderError) -> None:
         """It failed in the middle, which is told to whoever chooses next time."""
@@ -140,6 +141,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
 
     async def aclose(self) -> None:
         """Hang up."""
+        self.shortcut.pass_on = None
         try:
             await self.batches.aclose()
         finally:
@@ -152,8 +154,9 @@ async def ask_one(ask: Ask, calls: Calls) -> Upstream:
     deployment = target.deployment
     began = time.monotonic()
     deployment.begin(began)
+    shortcut = Shortcut()
     try:
-        first, batches = await _begin(request, target)
+        first, batches = await _begin(request, target, shortcut)
     except ProviderError as error:
         deployment.end()
         _judge(deployment, error, time.monotonic())
@@ -165,7 +168,7 @@ async def ask_one(ask: Ask, calls: Calls) -> Upstream:
         raise
     now = time.monotonic()
     deployment.began_to_answer(now - began, now)
-    return Upstream(target=target, first=first, began=began, batches=batches)
+    return Upstream(target=target, first=first, began=began, batches=batches, shortcut=shortcut)
 
 
 def _bill(calls: Calls, target: Target, said: Batch | None) -> Bill:
@@ -205,10 +208,10 @@ def _judge(deployment: Deployment, error: ProviderError, now: float) -> None:
         deployment.breaker.failed(now)
 
 
-async def _begin(request: Request, target: Target) -> tuple[Batch, AsyncGenerator[Batch, None]]:
+async def _begin(request: Request, target: Target, shortcut: Shortcut) -> tuple[Batch, AsyncGenerator[Batch, None]]:
     """Call one target and wait for its first words; what fails before that is raised, and the call is closed."""
     provider = target.provider
-    batches = provider.stream(Call(request, target.model, target.deployment.used_up))
+    batches = provider.stream(Call(request, target.model, target.deployment.used_up, shortcut))
     try:
         async with asyncio.timeout(provider.timeouts.first_event_s):
             return await _first_words(batches), batches

@@ -29,6 +29,11 @@ class Wire(Protocol):
         """Begin to answer 200, with the first piece of a stream or with all of it; ``False`` where nothing happened."""
         ...
 
+    @property
+    def is_free(self) -> bool:
+        """Whether ``push`` would send."""
+        ...
+
     def push(self, payload: bytes, *, more: bool) -> bool:
         """Send a piece of a stream that has begun, or its last; ``False`` where nothing happened."""
         ...
@@ -100,6 +105,14 @@ class Downstream:
         if self._is_watching and self._wire is not None:
             self._is_watching = False
             self._wire.unwatch()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the stream has begun and ``push`` would send more of it."""
+        wire = self._wire
+        return (
+            wire is not None and self.is_started and not self.is_finished and not self._lock.locked() and wire.is_free
+        )
 
     def push(self, payload: bytes, headers: Headers, *, more: bool = True) -> bool:
         """Send bytes of a stream without waiting for anything; ``False`` where they have to be written."""

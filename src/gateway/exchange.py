@@ -212,6 +212,7 @@ class Exchange:
         downstream, reservation, turnstile = self._downstream, self._reservation, self._turnstile
         guard, live = self._guard, self._services.live
         batch: Batch | None = upstream.first
+        upstream.shortcut.pass_on = partial(turnstile.pass_on, guard, encoder)
         greeting = b"".join([encoder.notice(notice) for notice in self._admitted.notices])
         while batch is not None:
             turnstile.awake_at = live.now

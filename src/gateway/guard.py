@@ -17,6 +17,14 @@ class Guard:
         self.bound_by: Cut | None = None
         self.is_at_bound = False
 
+    def is_plain(self, frames: list[Frame]) -> bool:
+        """Whether they are text where text may come, and nothing else."""
+        phases = self._order.phases
+        for frame in frames:
+            if not frame.is_plain or phases.get(frame.events[0].choice) is not Phase.OPEN:  # type: ignore[attr-defined]
+                return False
+        return True
+
     def check(self, frames: list[Frame]) -> tuple[list[Frame], ProviderError | None]:
         """The frames that may pass, and the error that ended them, if one did."""
         phases = self._order.phases

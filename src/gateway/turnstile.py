@@ -1,17 +1,18 @@
 """Where a batch of frames becomes bytes for the client: none passes that is not paid for, nor faster than allowed.
 
-Most batches pass in one piece. One that the hold does not cover, or that the tier's rules have something to say about,
-passes frame by frame, and each waits for its turn.
+Most batches pass in one piece, and most of these without waking anybody. One that the hold does not cover, or that the
+tier's rules have something to say about, passes frame by frame, and each waits for its turn.
 """
 
 import asyncio
 import time
 
-from gateway.canonical.events import Frame
+from gateway.canonical.events import Batch, Frame
 from gateway.conduct import Conduct, budget_notice
 from gateway.downstream import Downstream
 from gateway.endings import Ending, cut_for, cut_off
 from gateway.entrance import Admitted
+from gateway.guard import Guard
 from gateway.live import LiveExchanges
 from gateway.metering.meter import Meter
 from gateway.protocols.wire import Cut, Encoder
@@ -67,6 +68,20 @@ class Turnstile:
         if reservation.used_permille >= self._tell_budget_at:
             payload = self._tell_budget(encoder) + payload
         return payload
+
+    def pass_on(self, guard: Guard, encoder: Encoder, batch: Batch) -> bool:
+        """Send a batch of mere text where it arrives; ``False``, and nothing done, if there is more to think of."""
+        downstream = self._downstream
+        if not downstream.is_free or not guard.is_plain(batch.frames):
+            return False
+        payload = self.let_through(batch.frames, encoder)
+        if payload is None:
+            return False
+        self.awake_at = self._clock.now
+        if payload:
+            downstream.push(payload, encoder.headers)
+        self._reservation.keep_ahead()
+        return True
 
     async def one_by_one(
         self, frames: list[Frame], encoder: Encoder, ending: Ending | None

@@ -75,7 +75,7 @@ class Talk:
 
 async def body_of(connection: Connection) -> bytes:
     body = b""
-    while piece := await connection.read():
+    while piece := await connection.read(bytes):
         body += piece
     return body
 
@@ -108,7 +108,7 @@ async def test_an_answer_without_framing_ends_with_its_connection_however_it_is_
 async def test_an_answer_without_a_body_is_whole_at_once() -> None:
     for pieces in cuts(EMPTY):
         connection = await Talk().ask(*pieces)
-        assert (connection.status, await connection.read(), connection.headers) == (204, b"", {"x-first": "2"})
+        assert (connection.status, await connection.read(bytes), connection.headers) == (204, None, {"x-first": "2"})
         assert connection.rest()
 
 
@@ -131,7 +131,7 @@ async def test_an_answer_cut_short_is_told_after_what_came_of_it(answer: bytes) 
             came = b""
             with pytest.raises(TransportError, match=cause):
                 while True:
-                    came += await connection.read()
+                    came += await connection.read(bytes)
             assert b"hello world".startswith(came) and len(came) >= min(at - head, 5) * (answer is SIZED)
             assert talk.lost == [connection] and not connection.rest() and not connection.was_unsent
 
@@ -167,10 +167,10 @@ async def test_a_broken_body_is_told_after_what_came_before_it(rest: bytes) -> N
         talk = Talk()
         connection = await talk.ask(*pieces)
         if not rest.endswith(b"x") or len(pieces) == 2:
-            assert await connection.read() == b"hello"
+            assert await connection.read(bytes) == b"hello"
             connection.data_received(rest) if rest.endswith(b"x") else None
             with pytest.raises(TransportError):
-                await connection.read()
+                await connection.read(bytes)
             assert talk.wire.is_aborted
 
 
@@ -245,14 +245,14 @@ async def test_a_provider_that_is_faster_than_its_reader_has_to_wait() -> None:
     assert not talk.wire.is_paused
     connection.data_received(b"x" * 50_000)
     assert talk.wire.is_paused
-    assert len(await connection.read()) == 300_000 and not talk.wire.is_paused
+    assert len(await connection.read(bytes)) == 300_000 and not talk.wire.is_paused
 
 
 async def test_a_cancelled_read_loses_nothing() -> None:
     talk = Talk()
     connection = await talk.ask(SIZED[:-11])
     for came in (b"", b"h"):
-        read = asyncio.ensure_future(connection.read())  # noqa: TID251
+        read = asyncio.ensure_future(connection.read(bytes))  # noqa: TID251
         await asyncio.sleep(0)
         if came:
             connection.data_received(came)  # the reader is woken and cancelled in the same turn
@@ -260,6 +260,42 @@ async def test_a_cancelled_read_loses_nothing() -> None:
         with pytest.raises(asyncio.CancelledError):
             await read
     connection.data_received(b"e")
-    assert await connection.read() == b"he"
+    assert await connection.read(bytes) == b"h" and await connection.read(bytes) == b"e"
     connection.data_received(b"llo world")
+    assert await body_of(connection) == b"llo world"
+
+
+async def test_what_its_reader_deals_with_where_it_arrives_wakes_nobody() -> None:
+    connection = await Talk().ask(SIZED[:-11])
+    came: list[bytes] = []
+
+    def take(data: bytes) -> str | None:
+        came.append(data)
+        return data.decode().upper() if data.startswith(b"w") else None
+
+    read = asyncio.ensure_future(connection.read(take))  # noqa: TID251
+    await asyncio.sleep(0)
+    for piece in (b"he", b"llo "):
+        connection.data_received(piece)
+        await asyncio.sleep(0)
+        assert came.pop() == piece and not read.done()
+    connection.data_received(b"wor")
+    connection.data_received(b"ld")  # nobody waits for it: it stays
+    assert await read == "WOR" and came == [b"wor"]
+    assert await connection.read(take) is None and came == [b"wor", b"ld"]
+    assert connection.is_whole and connection.rest()
+
+
+async def test_a_reader_that_fails_where_bytes_arrive_is_told_by_its_read() -> None:
+    connection = await Talk().ask(SIZED[:-11])
+
+    def take(data: bytes) -> bytes | None:
+        raise ZeroDivisionError
+
+    read = asyncio.ensure_future(connection.read(take))  # noqa: TID251
+    await asyncio.sleep(0)
+    connection.data_received(b"he")
+    with pytest.raises(ZeroDivisionError):
+        await read
+    connection.data_received(b"llo world"[:9])
     assert await body_of(connection) == b"llo world"

@@ -238,10 +238,10 @@ async def test_after_hundreds_of_callers_left_no_connection_is_open(pool: Transp
         answer = await pool.post(site.post())
         try:
             if number % 2:
-                assert await answer.read() == b"ok"
+                assert await answer.read(bytes) == b"ok"
             async with asyncio.timeout(None if number % 3 == 0 else 0.001 * (number % 7)):
                 if number % 3:
-                    await answer.read()
+                    await answer.read(bytes)
         except TimeoutError:
             return
         finally:
@@ -276,7 +276,7 @@ async def test_the_end_of_a_streams_encoding_is_waited_for_so_that_its_connectio
 
     async def finished(tail: bytes) -> None:
         answer = await pool.post(site.post())
-        assert await answer.read() == b"ok"
+        assert await answer.read(bytes) == b"ok"
         asyncio.get_running_loop().call_later(0.01, site.connections[0].wire.write, tail)
         await answer.finish()
         answer.close()
@@ -339,7 +339,7 @@ async def test_a_closed_pool_has_no_connections(pool: Transport, site: Site) -> 
     await site.until(0)
     for answer in answers:
         with pytest.raises(TransportError):
-            while await answer.read():
+            while await answer.read(bytes):
                 pass
         answer.close()
 
@@ -440,7 +440,7 @@ async def test_certificates_are_checked(pool: Transport, site: Site, tmp_path: P
         assert len(secret.requests) == 2
         secret.answer = STREAM
         answer: Answer = await trusting.post(post_to(url))
-        assert await answer.read() == b"ok"
+        assert await answer.read(bytes) == b"ok"
         answer.close()
         await trusting.aclose()
         await secret.until(0)

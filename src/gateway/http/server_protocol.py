@@ -127,9 +127,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._complete()
         return True
 
+    @property
+    def is_free(self) -> bool:
+        """Whether ``push`` would send."""
+        return bool(self.cycle.chunked_encoding) and self._may_push()
+
     def push(self, payload: bytes, *, more: bool) -> bool:
         """Send a piece of a chunked answer that has begun, or its last; ``False`` where nothing happened."""
-        if not self.cycle.chunked_encoding or not self._may_push():
+        if not self.is_free:
             return False
         if more:
             self.transport.write(b"%x\r\n%b\r\n" % (len(payload), payload))

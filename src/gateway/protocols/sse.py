@@ -36,18 +36,21 @@ class SseDecoder:
         self._event = ""
         self._skip_lf = False
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether nothing of an event has come yet."""
+        return not (self._buffer or self._data or self._event or self._skip_lf)
+
     def whole(self, chunk: bytes) -> list[bytes] | None:
         """The data of each event, where a chunk holds whole events of one line of data each and nothing else; or
         ``None``, and nothing was taken.
 
         Most chunks are such, and nothing of an event has to be remembered for them.
         """
-        if chunk[-2:] != b"\n\n" or self._buffer or self._data or self._event or self._skip_lf or b"\r" in chunk:
+        if chunk[-2:] != b"\n\n" or not self.is_between_events or b"\r" in chunk:
             return None
         if len(chunk) > EVENT_BYTES_MAX:
             return None
-        if chunk.count(b"\n") == 2 and chunk[:6] == b"data: ":
-            return [chunk[6:-2]]  # one event, as a paced stream brings them
         lines = chunk.split(b"\n\n")
         lines.pop()
         payloads = [line[6:] for line in lines if line[:6] == b"data: "]

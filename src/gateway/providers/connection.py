@@ -1,15 +1,19 @@
 """One connection to a provider: HTTP/1.1 on an asyncio protocol, parsed by llhttp.
 
-Every chunk of every stream passes here, so what happens per chunk is kept to a parser's call, one append, and waking
-the one reader. A connection carries one request at a time and knows nothing of the pool; whoever made it is told when
-it is gone. Nothing is followed, decoded or remembered: bytes out, a head and bytes back.
+Every chunk of every stream passes here, so what happens per chunk is kept to a parser's call, one append, and a call of
+the one reader, who is woken only by what it does not deal with where it arrives. A connection carries one request at a
+time and knows nothing of the pool; whoever made it is told when it is gone. Nothing is followed, decoded or remembered:
+bytes out, a head and bytes back.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import httptools
+
+Taken = TypeVar("Taken")
 
 # Beyond this the provider is not read from until somebody takes what is there.
 _UNREAD_BYTES_MAX = 256 * 1024
@@ -49,6 +53,8 @@ class Connection(asyncio.Protocol):
         "_pieces",
         "_raw",
         "_sock",
+        "_take",
+        "_taken",
         "_transport",
         "_unread_bytes",
         "_waiter",
@@ -74,6 +80,8 @@ class Connection(asyncio.Protocol):
         self._has_begun = self._is_interim = self._is_paused = self._is_sending = False
         self._error: str | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], Any] | None = None  # the reader's, while one waits
+        self._taken: Any = None  # what it made of bytes, and did not come to fetch yet
         self._unread_bytes = self._barren_bytes = 0
         self._pieces: list[bytes] = []
         self._raw: dict[bytes, bytes] = {}
@@ -109,19 +117,25 @@ class Connection(asyncio.Protocol):
             waiter = self._waiter = self._loop.create_future()
             await waiter
 
-    async def read(self) -> bytes:
-        """What came of the body since, ``b""`` at its end. Raises ``TransportError`` where it broke off."""
-        pieces = self._pieces
-        while not pieces:
-            if self._is_over:
+    async def read(self, take: Callable[[bytes], Taken | None]) -> Taken | None:
+        """What ``take`` makes of the body that came since; ``None`` at its end. Raises ``TransportError`` if it broke.
+
+        ``take`` is called where bytes arrive. Those it makes nothing of (``None``) it has dealt with, and nobody wakes.
+        """
+        while self._taken is None:
+            if self._pieces:
+                self._taken = take(self._joined())
+            elif self._is_over:
                 if self._error is not None:
                     raise TransportError(self._error)
-                return b""
-            waiter = self._waiter = self._loop.create_future()
-            await waiter
-        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._take_all()
-        return joined
+                break
+            else:
+                self._take = take
+                waiter = self._waiter = self._loop.create_future()
+                await waiter
+        taken: Taken | None = self._taken
+        self._taken = None
+        return taken
 
     @property
     def is_lost(self) -> bool:
@@ -137,6 +151,7 @@ class Connection(asyncio.Protocol):
         """Forget the answer; whether the connection can take another request."""
         if not self._is_over or not self.is_kept or self._is_sending:
             return False
+        self._waiter = self._take = self._taken = None
         self._take_all()
         return True
 
@@ -155,6 +170,12 @@ class Connection(asyncio.Protocol):
         self.is_kept = False
         self._transport.abort()
 
+    def _joined(self) -> bytes:
+        pieces = self._pieces
+        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._take_all()
+        return joined
+
     def _take_all(self) -> None:
         self._pieces.clear()
         self._unread_bytes = 0
@@ -164,7 +185,7 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _wake(self) -> None:
-        waiter = self._waiter
+        waiter, self._take = self._waiter, None
         if waiter is not None:
             self._waiter = None
             if not waiter.done():
@@ -211,11 +232,22 @@ class Connection(asyncio.Protocol):
             self._barren_bytes += len(data)
             if self._barren_bytes > _HEAD_BYTES_MAX:  # of a head, a trailer or extensions that do not end
                 self._fail("too much beside the body")
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiter is not None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the waiting reader what there is of a body; it sleeps on where that is all it wants."""
+        waiter, take = self._waiter, self._take
+        if take is not None and self._pieces and waiter is not None and not waiter.done():
+            try:
+                self._taken = take(self._joined())
+            except Exception as error:
+                self._waiter = self._take = None
+                waiter.set_exception(error)
+                return
+            if self._taken is None and not self._is_over:
+                return
+        self._wake()
 
     def eof_received(self) -> None:
         self._end(None)

@@ -3,6 +3,7 @@
 import re
 import urllib.parse
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 
 import msgspec
 import structlog
@@ -20,11 +21,11 @@ from gateway.canonical.errors import (
 from gateway.canonical.events import Batch, Failure, Frame
 from gateway.canonical.request import Loss, Request
 from gateway.protocols.openai_embeddings import OpenAiEmbeddingsClient
-from gateway.protocols.wire import ClientRole
+from gateway.protocols.wire import ClientRole, StreamDecoder
 from gateway.providers.address import Address, address_of
 from gateway.providers.credentials import CredentialError, OutgoingRequest
 from gateway.providers.endpoint import MODEL_IN_URL, Endpoint
-from gateway.providers.provider import Call
+from gateway.providers.provider import Call, Shortcut
 from gateway.providers.retry_after import retry_after_s, used_up_s
 from gateway.providers.transport import (
     RESPONSE_BODY_MAX,
@@ -109,16 +110,12 @@ class HttpProvider:
                 yield Batch(frames, is_last=True)
                 return
             decoder = self._protocol.decoder(self.name)
+            take = partial(_take, decoder, call.shortcut or Shortcut())
             while True:
                 try:
-                    chunk = await answer.read()
+                    batch = await answer.read(take) or Batch(decoder.end_of_bytes(), is_last=True)
                 except TransportError as cause:
                     batch = self._broken_off(cause)
-                else:
-                    if chunk:
-                        batch = Batch(decoder.feed(chunk), decoder.is_done)
-                    else:
-                        batch = Batch(decoder.end_of_bytes(), is_last=True)
                 yield batch
                 if batch.is_last:
                     break
@@ -227,6 +224,13 @@ class HttpProvider:
         """The transport is shared and closed by its owner."""
         if self._endpoint.credentials is not None:
             await self._endpoint.credentials.aclose()
+
+
+def _take(decoder: StreamDecoder, shortcut: Shortcut, chunk: bytes) -> Batch | None:
+    """What a read bore, unless it was passed on at once."""
+    frames, is_last, pass_on = decoder.feed(chunk), decoder.is_done, shortcut.pass_on
+    batch = Batch(frames, is_last)
+    return None if pass_on is not None and not is_last and pass_on(batch) else batch
 
 
 def _because(error: ProviderError, cause: Exception) -> ProviderError:

@@ -34,6 +34,16 @@ class Hangup(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 60.0
 
 
+class Shortcut(msgspec.Struct):
+    """The way past the one who waits for the next batch, for those that need no thought.
+
+    A provider may offer a batch here the moment it arrives, though never the last one, while the next is waited for and
+    every earlier one was yielded; what ``pass_on`` refuses it yields.
+    """
+
+    pass_on: Callable[[Batch], bool] | None = None
+
+
 class Call(msgspec.Struct, frozen=True):
     """One call: the request, and the model as its provider names it.
 
@@ -43,6 +53,7 @@ class Call(msgspec.Struct, frozen=True):
     request: Request
     model: str
     on_used_up: Callable[[float], None] | None = None
+    shortcut: Shortcut | None = None
 
 
 class Provider(Protocol):

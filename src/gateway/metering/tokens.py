@@ -66,8 +66,23 @@ def counter(tokenizer: str = "o200k") -> TokenCounter:
 @functools.cache
 def _compiled(*, is_cl100k: bool) -> TokenCounter:
     """One for all: what is known of texts is kept by who counted them."""
-    count: TokenCounter = (_bpe.cl100k_base() if is_cl100k else _bpe.o200k_base()).count
-    return count
+    return _Counts((_bpe.cl100k_base() if is_cl100k else _bpe.o200k_base()).count).__getitem__
+
+
+class _Counts(dict[str, int]):
+    """Tokens by text. Short ones, which streams bring over and over, are counted once; a look-up costs no frame."""
+
+    def __init__(self, count: TokenCounter) -> None:
+        super().__init__()
+        self._count = count
+
+    def __missing__(self, text: str) -> int:
+        tokens = self._count(text)
+        if len(text) <= _SHORT_LENGTH_MAX:
+            if len(self) >= _KNOWN_MAX:
+                self.clear()
+            self[text] = tokens
+        return tokens
 
 
 def tokenizer_of(model: str) -> str:
@@ -80,6 +95,7 @@ def tokenizer_of(model: str) -> str:
 _KNOWN: dict[tuple[TokenCounter, int, int], int] = {}
 _KNOWN_MAX = 16_384
 _KNOWN_LENGTH_MIN = 32
+_SHORT_LENGTH_MAX = 24
 
 
 def _learn(key: tuple[TokenCounter, int, int], tokens: int) -> None:

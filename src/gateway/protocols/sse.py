@@ -11,6 +11,8 @@ import msgspec
 
 EVENT_BYTES_MAX = 10 * 1024 * 1024
 
+# A byte is looked for as a number: as bytes it is first taken for a number, in vain, at thirty times the cost.
+_LF, _CR = b"\n\r"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -47,16 +49,14 @@ class SseDecoder:
 
         Most chunks are such, and nothing of an event has to be remembered for them.
         """
-        if chunk[-2:] != b"\n\n" or not self.is_between_events or b"\r" in chunk:
+        if chunk[-2:] != b"\n\n" or not self.is_between_events or _CR in chunk:
             return None
         if len(chunk) > EVENT_BYTES_MAX:
             return None
         lines = chunk.split(b"\n\n")
         lines.pop()
-        payloads = [line[6:] for line in lines if line[:6] == b"data: "]
-        if len(payloads) != len(lines) or chunk.count(b"\n") != 2 * len(lines):
-            return None
-        return payloads
+        payloads = [line[6:] for line in lines if line[:6] == b"data: " and _LF not in line]
+        return payloads if len(payloads) == len(lines) else None
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Take bytes as they came; returns the events they completed, often none or one.
@@ -67,7 +67,7 @@ class SseDecoder:
             chunk = chunk.removeprefix(b"\n")
             self._skip_lf = False
         text = self._buffer + chunk if self._buffer else chunk
-        if b"\r" not in text:
+        if _CR not in text:
             *lines, rest = text.split(b"\n")
         else:
             # A CR at the very end may be half of a CRLF: take it as a line end and forget an LF that follows.

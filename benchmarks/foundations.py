@@ -1,4 +1,4 @@
-"""`python -m benchmarks.foundations`: what HTTP servers and JSON libraries cost by themselves, for decision 38.
+"""`python -m benchmarks.foundations`: what HTTP servers and JSON libraries cost by themselves, for decision 39.
 
 Servers carry an application that only passes bytes on, under the load of the other benchmarks. Those that are not
 installed are left out: `pip install granian hypercorn orjson`.

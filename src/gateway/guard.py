@@ -1,8 +1,20 @@
 """What of a provider's frames may pass: events in their legal order, up to an error, and up to a bound of ours."""
 
 from gateway.canonical.errors import ProviderError
-from gateway.canonical.events import Event, Failure, Finish, Frame, Order, Phase, Unified
+from gateway.canonical.events import (
+    Event,
+    Failure,
+    Finish,
+    Frame,
+    Order,
+    Phase,
+    ReasoningDelta,
+    TextDelta,
+    Unified,
+)
 from gateway.protocols.wire import Cut
+
+_TEXT = (TextDelta, ReasoningDelta)
 
 
 class Guard:
@@ -17,11 +29,14 @@ class Guard:
         self.bound_by: Cut | None = None
         self.is_at_bound = False
 
-    def is_plain(self, frames: list[Frame]) -> bool:
-        """Whether they are text where text may come, and nothing else."""
+    def is_mere_text(self, frames: list[Frame]) -> bool:
+        """Whether they are text where text may come, and nothing else: ``check`` would let them all pass."""
         phases = self._order.phases
         for frame in frames:
-            if not frame.is_plain or phases.get(frame.events[0].choice) is not Phase.OPEN:  # type: ignore[attr-defined]
+            events = frame.events
+            if not frame.is_plain and (len(events) != 1 or type(events[0]) not in _TEXT):
+                return False
+            if phases.get(events[0].choice) is not Phase.OPEN:  # type: ignore[attr-defined]
                 return False
         return True
 

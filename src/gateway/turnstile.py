@@ -72,7 +72,7 @@ class Turnstile:
     def pass_on(self, guard: Guard, encoder: Encoder, batch: Batch) -> bool:
         """Send a batch of mere text where it arrives; ``False``, and nothing done, if there is more to think of."""
         downstream = self._downstream
-        if not downstream.is_free or not guard.is_plain(batch.frames):
+        if not downstream.is_free or not guard.is_mere_text(batch.frames):
             return False
         payload = self.let_through(batch.frames, encoder)
         if payload is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.driving import Figures
 from benchmarks.peers import PEERS
-from benchmarks.rows import ADDED, BUDGET, CAPACITY, COMPARED, COST, DELIVERED, EVERY_TITLE, OWN, RATIOS
+from benchmarks.rows import ADDED, BUDGET, CAPACITY, COMPARED, COST, DELIVERED, EVERY_TITLE, OWN, RATIO_BUDGET, RATIOS
 
 RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
 
@@ -104,6 +104,13 @@ def budget_table(results: Rounds) -> str:
         if median is not None:
             is_met = median >= -bound if bound < 0 else median < bound if "<" in text else median <= bound
             lines.append(row([EVERY_TITLE[key], text, cell(ours, key), "yes" if is_met else "**no**"]))
+    for key, peer, least in RATIO_BUDGET:
+        own, theirs = median_of(ours, key), median_of(results.get(peer, []), key)
+        if own and theirs is not None:
+            title = f"{EVERY_TITLE[key]}: {peer} ÷ gateway"
+            lines.append(
+                row([title, f"≥ {short(least)}", f"{theirs / own:.2f}", "yes" if theirs / own >= least else "**no**"])
+            )
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

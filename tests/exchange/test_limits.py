@@ -195,6 +195,7 @@ async def test_a_limit_may_be_for_some_models_only(stage: Fleet) -> None:
 async def test_a_rolling_window_opens_again_after_retry_after(stage: Fleet) -> None:
     party = await stage.party("rolling")
     assert await party.codes(1) == [""]
+    await party.settled(records=1)  # what is only held may come back any time: a second is named for that
     refused = await party.post()
     assert code_of(refused) == "rate_limit_exceeded"
     assert 1 <= int(refused.headers["retry-after"]) <= 2

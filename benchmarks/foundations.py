@@ -65,9 +65,8 @@ def measure_servers() -> None:
 
 def chunk_and_request() -> tuple[bytes, bytes]:
     """One chunk of a stream, and a request with a conversation of 20 turns."""
-    events = (script_of("burst-16", True, False).opening + b"".join(script_of("burst-16", True, False).rest)).split(
-        b"data: "
-    )
+    script = script_of("burst-16", True)
+    events = b"".join((script.opening, *script.rest)).split(b"data: ")
     chunk = next(event.partition(b"\n\n")[0] for event in events if b'"content":"' in event and b'"role"' not in event)
     turns = [{"role": ("user", "assistant")[n % 2], "content": "Some words that were said. " * 8} for n in range(20)]
     return chunk, json.dumps({"model": "m", "stream": True, "messages": turns}).encode()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.canonical.errors import (
@@ -196,6 +196,8 @@ class TestBrokenStreams:
         CLIENT.decode_error(500, b"".join(chunks), "up")
 
     @given(odd=odd, finish=st.none() | st.text(max_size=5), top=odd)
+    @example(odd={"tool_calls": "NULL"}, finish=None, top={})
+    @example(odd={}, finish=None, top={"choices": "null"})
     @settings(max_examples=60)
     def test_any_json_in_any_place_is_never_an_exception(
         self, odd: dict[str, Any], finish: str | None, top: dict[str, Any]

@@ -42,7 +42,8 @@ _CONTENT = b'"content":"'
 # Looked for as numbers: as bytes they are first taken for numbers, in vain, at seven times the cost.
 _LF, _QUOTE, _BACKSLASH = b'\n"\\'
 _PLAIN = msgspec.json.Decoder(PlainChunk)
-_CHUNK = msgspec.json.Decoder(Chunk, strict=False)
+_CHUNK = msgspec.json.Decoder(Chunk)
+_LAX_CHUNK = msgspec.json.Decoder(Chunk, strict=False)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 _FINISH = {
@@ -211,14 +212,14 @@ class ChatDecoder:
         try:
             if not payload.isascii():
                 payload.decode()  # msgspec passes over the inside of strings that nobody asked for
-            chunk = _CHUNK.decode(payload)
+            chunk, is_well_typed = _chunk_of(payload)
             usage = None if chunk.usage is None else _usage(chunk.usage)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return [self._broken("a chunk that is not of its format")]
         if chunk.error:
             return [Frame((Failure(provider_error(None, chunk.error, self._provider)),))]
         events: list[Event] = []
-        is_clean = not whole and (chunk.usage is None or usage is not None)
+        is_clean = is_well_typed and not whole and (chunk.usage is None or usage is not None)
         if not self._started:
             self._started = True
             events.append(MessageStart(str(chunk.id or ""), chunk.model or "", _created(chunk.created)))
@@ -404,6 +405,14 @@ def _usage(reported: Any) -> Usage | None:
         reasoning=reasoning,
         raw=reported,
     )
+
+
+def _chunk_of(payload: bytes) -> tuple[Chunk, bool]:
+    """A chunk, and whether its values are of their types: ``"7"`` is read for 7, and ``"null"`` for nothing."""
+    try:
+        return _CHUNK.decode(payload), True
+    except msgspec.ValidationError:
+        return _LAX_CHUNK.decode(payload), False
 
 
 def _unescaped(raw: bytes) -> str | None:

@@ -79,14 +79,25 @@ def tls_port(certificates: Certificates) -> Iterator[int]:
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Redis]:
+    before = open_sockets()
     redis = open_redis(url, timeout_s=2)
     redis.start()
     try:
         yield redis
     finally:
         await redis.aclose()
-        for _ in range(10):  # a connection given up in its handshake is closed by the loop's next turns
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):  # TLS says goodbye, and is closed when the server has said it too
+            while open_sockets() > before:
+                await asyncio.sleep(0.01)
+
+
+def open_sockets() -> int:
+    """How many this process has."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            count += descriptor.readlink().name.startswith("socket:")
+    return count
 
 
 @needs_tls

@@ -257,7 +257,7 @@ async def test_a_stream_is_cut_when_the_credit_ends() -> None:
         assert row["outcome"] == "cut"
         assert balance["spent"] == int(row["charged_usd"].replace(".", "")) <= balance["granted"]
         assert balance["available"] < 40  # less than one more piece costs
-        await stage.upstream.until(lambda upstream: upstream.open_streams == 0, timeout_s=1)
+        await stage.upstream.until(lambda upstream: upstream.open_streams == 0)
 
 
 async def test_a_running_stream_may_finish_while_the_gateway_drains() -> None:
@@ -305,7 +305,7 @@ async def test_a_stream_that_outlasts_the_drain_is_told_and_settled() -> None:
             rest = [line async for line in lines if line.startswith("data: ")]
         assert json.loads(rest[-1][6:])["error"]["code"] == "draining"
         assert await stage.gateway.exited() == 0
-        await stage.upstream.until(lambda upstream: upstream.open_streams == 0, timeout_s=1)
+        await stage.upstream.until(lambda upstream: upstream.open_streams == 0)
         await after_restart(stage, "failed")
 
 

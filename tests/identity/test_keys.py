@@ -20,7 +20,7 @@ from tests.harness import RedisServer
 
 @pytest.fixture
 async def owner(redis_server: RedisServer, store: Redis) -> AsyncIterator[RedisOwner]:
-    running = RedisOwner(redis_server.url, timeout_s=0.5)
+    running = RedisOwner(redis_server.url, timeout_s=5)
     running.start()
     yield running
     await running.aclose()

@@ -94,7 +94,7 @@ async def test_a_connection_that_ends_within_a_batch_fails_what_has_no_answer(se
 async def test_a_reply_that_does_not_come_ends_the_connection_and_what_waits_behind_it() -> None:
     script = Script([REPLIES[:11]], [REPLIES])
     script.closes = False
-    async with served(script, timeout_s=0.05) as owner:
+    async with served(script, timeout_s=0.5) as owner:
         calls = asyncio.gather(three(owner), three(owner))
         answers = [answer for answers in await calls for answer in answers]
         assert answers[0] == HELLO

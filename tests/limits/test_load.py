@@ -265,7 +265,7 @@ async def test_it_beats_by_itself_and_lowers_nothing_once_it_ended(redis: RedisO
 
 @contextlib.asynccontextmanager
 async def an_owner(server: RedisServer) -> AsyncIterator[RedisOwner]:
-    owner = RedisOwner(server.url, timeout_s=1)
+    owner = RedisOwner(server.url, timeout_s=5)
     owner.start()
     try:
         yield owner

@@ -79,7 +79,7 @@ async def test_no_caller_gets_the_answer_of_one_who_gave_up(redis: RedisOwner) -
 
 
 async def test_calls_fail_while_redis_is_gone_and_work_once_it_is_back(redis_server: RedisServer, store: Redis) -> None:
-    async with owner_of(redis_server, timeout_s=1) as owner:
+    async with owner_of(redis_server, timeout_s=5) as owner:
         await owner.call("SET", "kept", "1")
         redis_server.kill()
         try:
@@ -102,7 +102,7 @@ async def test_a_connection_that_was_cut_is_replaced(redis: RedisOwner, store: R
 async def test_a_redis_that_hangs_is_given_up_and_late_calls_do_no_harm(
     teller: Teller, redis_server: RedisServer
 ) -> None:
-    async with owner_of(redis_server, timeout_s=0.1) as owner:
+    async with owner_of(redis_server, timeout_s=0.5) as owner:
         hasty = type(teller)(owner, teller.store)
         await hasty.grant(1000)
         await hasty.reserve("s", 100)

@@ -70,7 +70,7 @@ async def test_more_counters_than_fit_into_one_pipeline_arrive_whole(redis: Redi
 
 
 async def test_what_redis_did_not_take_is_kept_until_it_is_back(own_server: RedisServer) -> None:
-    redis = RedisOwner(own_server.url, timeout_s=0.5)
+    redis = RedisOwner(own_server.url, timeout_s=5)
     redis.start()
     tallies = Tallies(redis)
     own_server.kill()

@@ -254,7 +254,7 @@ async def test_without_redis_the_last_standing_holds_and_a_stranger_is_as_config
     clock = Clock(1000)
     create(store, days_ago=40)
     write_day(store, requests=1, strikes=1)
-    owner = RedisOwner(redis_server.url, timeout_s=1)
+    owner = RedisOwner(redis_server.url, timeout_s=5)
     owner.start()
     trust = Trust(owner, clock=clock)
     known = await trust.of("acme")

@@ -108,7 +108,7 @@ class Upstream:
         self._released.set()
         self._released = asyncio.Event()
 
-    async def until(self, condition: Callable[["Upstream"], bool], timeout_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[["Upstream"], bool], timeout_s: float = 15.0) -> None:
         """Waits until ``condition`` holds. Raises ``TimeoutError`` that tells the state."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -381,6 +381,9 @@ class ResumeConfig(_Section):
     bytes_max: int = Field(
         4_194_304, ge=1024, description="The most that is kept of one answer; a longer one cannot be resumed."
     )
+    readers_max: int = Field(
+        100, ge=1, description="How many answers one account may read again at once, from each process."
+    )
 
 
 class RedisConfig(_Section):

@@ -290,3 +290,19 @@ async def test_a_refused_request_does_not_bring_back_what_was_read_before_it() -
         refused = await page.call("POST", "/api/chat", json=body(model="nobody/knows"), headers=RESUMABLE)
         assert refused.status_code == 404
         assert await page.resume_status() == 204
+
+
+async def test_who_reads_too_many_answers_again_is_told_to_wait() -> None:
+    async with replicas(resume={"readers_max": 1}) as (one, _):
+        key = await one.account()
+        await Page(one, key).leave_after(1, body(model="demo/slow"))
+        async with Page(one, key).stream("GET", "/api/chat/chat-1/stream") as answer:
+            await anext(answer.aiter_lines())
+            refused = await Page(one, key).call("GET", "/api/chat/chat-1/stream")
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "as it may at once (1)" in refused.text
+        status = refused.status_code
+        async with asyncio.timeout(15):  # that a reader went away is noticed within a moment
+            while status != 200:
+                async with Page(one, key).stream("GET", "/api/chat/chat-1/stream") as again:
+                    status = again.status_code

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from gateway.canonical.errors import ErrorCode, ServiceUnavailable
+from gateway.canonical.errors import ErrorCode, LimitExceeded, ServiceUnavailable
 from gateway.ledger import Streams
 from gateway.limits import keys
 from gateway.limits.redis import RedisOwner
@@ -178,4 +178,20 @@ async def test_a_reader_leaves_a_mark_that_goes_away_with_it(redis: RedisOwner) 
     parts = reader.follow("acme", "s1")
     await anext(parts)
     assert 0 < await redis.call("PTTL", keys.watched("acme", "s1")) <= 30_000
-    await parts.aclose()  # type: ignore[attr-defined]
+    await parts.aclose()
+
+
+async def test_an_account_has_so_many_readers_at_once_and_who_leaves_makes_room(redis: RedisOwner) -> None:
+    opened(redis).append(b"x")
+    reader = LogReader(redis, Streams(redis), LogBounds(readers_max=2))
+    one, two, beyond, other = (reader.follow(account, "s1") for account in ("acme", "acme", "acme", "other"))
+    for parts in (one, two, other):
+        await anext(parts)
+    with pytest.raises(LimitExceeded, match=r"as it may at once \(2\)") as refused:
+        await anext(beyond)
+    assert refused.value.code is ErrorCode.CONCURRENCY_LIMIT_EXCEEDED
+    await one.aclose()
+    last = reader.follow("acme", "s1")
+    await anext(last)
+    for parts in (two, other, last):
+        await parts.aclose()

@@ -6,7 +6,7 @@ any gateway, finds it; that the gateway which made it is gone is noticed by whoe
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -292,7 +292,7 @@ class BackgroundRuns:
                 newest = await self.find(caller, found.id)
         return newest
 
-    def follow(self, caller: Caller, found: KeptResponse) -> AsyncIterator[Part | None]:
+    def follow(self, caller: Caller, found: KeptResponse) -> AsyncGenerator[Part | None]:
         """What is told of a response, from its beginning on."""
         return self._reader.follow(caller.account, stream_of(found.id))
 

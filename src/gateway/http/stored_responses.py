@@ -1,6 +1,7 @@
 """Responses that were stored: look at one, at what it was asked, hear its events again, end it, and forget it."""
 
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -106,14 +107,15 @@ class ResponseReplay(Response):
             replay = Replay(downstream, services.live, services.patience, services.tasks)
             await replay.run(self._rest(), receive, heartbeat=EventEncoder.heartbeat, fail=self._fail)
 
-    async def _rest(self) -> AsyncIterator[Part | None]:
+    async def _rest(self) -> AsyncGenerator[Part | None]:
         is_logged = is_running(self._found.response)
         try:
-            async for part in self._runs.follow(self._caller, self._found):
-                is_logged = is_logged or part is not None  # the end is stored before the log has it
-                if not is_logged:
-                    raise _events_gone()
-                yield None if part is None else self._after(part)
+            async with aclosing(self._runs.follow(self._caller, self._found)) as parts:
+                async for part in parts:
+                    is_logged = is_logged or part is not None  # the end is stored before the log has it
+                    if not is_logged:
+                        raise _events_gone()
+                    yield None if part is None else self._after(part)
         except ServiceUnavailable as error:
             newest = await self._runs.find(self._caller, self._found.id)
             if newest is None or is_running(newest.response):

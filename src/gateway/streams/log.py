@@ -5,15 +5,17 @@ is written once, and a reader knows when some were lost with a Redis that failed
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import msgspec
 import structlog
 from redis.exceptions import ResponseError
 
-from gateway.canonical.errors import ErrorCode, ServiceUnavailable
+from gateway.canonical.errors import ErrorCode, LimitExceeded, ServiceUnavailable
 from gateway.ledger import Streams
 from gateway.limits import keys
 from gateway.limits.redis import Redis, StoreUnavailable, forget_result
@@ -35,11 +37,15 @@ _MISSING = "This answer broke off, and the rest of it is lost."
 
 
 class LogBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an answer goes on unread, how long it is kept once it ended, and how much of it may be kept."""
+    """How long an answer goes on unread, how long it is kept once it ended, and how much of it may be kept.
+
+    One account may read ``readers_max`` at once from one process, since each reader asks Redis several times a second.
+    """
 
     orphan_s: float = 60.0
     kept_s: float = 300.0
     bytes_max: int = 4_194_304
+    readers_max: int = 100
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -177,13 +183,40 @@ class LogReader:
     def __init__(self, redis: Redis, streams: Streams, bounds: LogBounds) -> None:
         self._redis = redis
         self._streams = streams
+        self._readers: Counter[str] = Counter()
         self.bounds = bounds
 
-    async def follow(self, account: str, sid: str) -> AsyncIterator[Part | None]:
+    async def follow(self, account: str, sid: str) -> AsyncGenerator[Part | None]:
         """Every part from the first to the last, as they come; ``None`` where there is nothing at the moment.
 
-        Raises ``ServiceUnavailable`` where the rest is not to be had, and ``StoreUnavailable``.
+        Raises ``LimitExceeded`` where the account has as many readers as it may, ``ServiceUnavailable`` where the rest
+        is not to be had, and ``StoreUnavailable``. Whoever stops early closes it.
         """
+        with self._place(account):
+            async with contextlib.aclosing(self._parts(account, sid)) as parts:
+                async for part in parts:
+                    yield part
+
+    @contextlib.contextmanager
+    def _place(self, account: str) -> Iterator[None]:
+        """One of the account's places for readers."""
+        if self._readers[account] >= self.bounds.readers_max:
+            raise LimitExceeded(
+                f"This account reads as many answers again as it may at once ({self.bounds.readers_max}).",
+                limit="readers",
+                scope="account",
+                code=ErrorCode.CONCURRENCY_LIMIT_EXCEEDED,
+                retry_after_s=1,
+            )
+        self._readers[account] += 1
+        try:
+            yield
+        finally:
+            self._readers[account] -= 1
+            if not self._readers[account]:
+                del self._readers[account]
+
+    async def _parts(self, account: str, sid: str) -> AsyncGenerator[Part | None]:
         number, quiet_since, pause_s, seen_at = 0, time.monotonic(), _LOOK_S, 0.0
         while True:
             now = time.monotonic()

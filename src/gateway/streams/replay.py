@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from anyio import move_on_after
@@ -31,7 +32,7 @@ class Replay:
 
     async def run(
         self,
-        parts: AsyncIterator[Part | None],
+        parts: AsyncGenerator[Part | None],
         receive: Callable[[], Awaitable[Any]],
         *,
         heartbeat: bytes,
@@ -40,13 +41,14 @@ class Replay:
         """``heartbeat`` and ``fail`` are the format's; raises ``GatewayError`` only before anything was sent."""
         leaving = self._tasks.start(_left(receive), "watch-reader")
         try:
-            async for part in parts:
-                if leaving.done() or self._downstream.is_finished:
-                    return False
-                if self._live.is_over:
-                    self._downstream.abort()
-                    return False
-                await (self._beat(heartbeat) if part is None else self._send(part))
+            async with aclosing(parts):
+                async for part in parts:
+                    if leaving.done() or self._downstream.is_finished:
+                        return False
+                    if self._live.is_over:
+                        self._downstream.abort()
+                        return False
+                    await (self._beat(heartbeat) if part is None else self._send(part))
             return self._downstream.is_finished
         except (GatewayError, StoreUnavailable) as error:
             told = error if isinstance(error, GatewayError) else ServiceUnavailable(_AWAY, retry_after_s=1)

@@ -4,6 +4,7 @@ A vendor checks a request (raising ``Rejected`` as the real one would answer 400
 ``Step`` values; it does no I/O. The server plays the steps and the faults between them.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,8 @@ class Received:
     """A request as it arrived, and how far its answer came.
 
     ``serial`` counts from 1. ``body`` is ``None`` where the bytes are no JSON. ``refused`` says why the request broke
-    the vendor's rules. ``is_complete`` turns true once all that was planned is written.
+    the vendor's rules. ``is_complete`` turns true once all that was planned is written. An answer that stalls waits for
+    ``released``.
     """
 
     method: str
@@ -35,6 +37,7 @@ class Received:
     refused: str | None = None
     delivered: list[str] = field(default_factory=list)
     is_complete: bool = False
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def key(self) -> str:

@@ -10,6 +10,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -104,7 +105,7 @@ class Upstream:
         self._by_model[model] = plan
 
     def release(self) -> None:
-        """Lets every answer go on that stalls now; later ones stall anew."""
+        """Lets the answer to each request that came until now go on, whether it stalls or was going to."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -174,6 +175,7 @@ class Upstream:
                 return
             self.requests.append(received)
             received.serial = len(self.requests)
+            received.released = self._released
             self.open_streams += 1
             self._note()
             try:
@@ -194,14 +196,14 @@ class Upstream:
                 task.cancel()
 
     async def _answer(self, received: Received, outbox: Outbox) -> None:
-        vendor = self._vendor(received)
+        vendor, stall = self._vendor(received), partial(self._stall, received)
         with contextlib.suppress(ConnectionError):
             try:
                 plan = self._accept(received, vendor)
             except Rejected as rejected:
                 received.refused = rejected.message
-                return await Player(vendor, Plan(), outbox, self._stall).reject(received, rejected)
-            player = Player(vendor, plan, outbox, self._stall)
+                return await Player(vendor, Plan(), outbox, stall).reject(received, rejected)
+            player = Player(vendor, plan, outbox, stall)
             if received.method == "GET":
                 return await player.answer_json(received, 200, self._list_models(received))
             await player.play(received)
@@ -249,11 +251,11 @@ class Upstream:
         listed = [{"id": name, "object": "model", "created": CREATED, "owned_by": "upstream"} for name in names]
         return msgspec.json.encode({"object": "list", "data": listed})
 
-    async def _stall(self) -> None:
+    async def _stall(self, received: Received) -> None:
         self.stalled += 1
         self._note()
         try:
-            await self._released.wait()
+            await received.released.wait()
         finally:
             self.stalled -= 1
             self._note()

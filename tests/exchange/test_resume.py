@@ -10,7 +10,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from tests.exchange.fleet import provider
 from tests.harness import GatewayProcess, RedisServer
+from tests.upstream import Plan, Upstream
 
 RESUMABLE = {"x-gateway-resumable": "true"}
 
@@ -293,9 +295,13 @@ async def test_a_refused_request_does_not_bring_back_what_was_read_before_it() -
 
 
 async def test_who_reads_too_many_answers_again_is_told_to_wait() -> None:
-    async with replicas(resume={"readers_max": 1}) as (one, _):
-        key = await one.account()
-        await Page(one, key).leave_after(1, body(model="demo/slow"))
+    async with (
+        Upstream() as upstream,
+        replicas(providers={"up": provider(upstream)}, resume={"readers_max": 1}) as (one, _),
+    ):
+        upstream.plan = Plan(endless=True, delay_s=0.05)
+        key = await one.account(usd="1000")
+        await Page(one, key).leave_after(1, body(model="up/any"))
         async with Page(one, key).stream("GET", "/api/chat/chat-1/stream") as answer:
             await anext(answer.aiter_lines())
             refused = await Page(one, key).call("GET", "/api/chat/chat-1/stream")

@@ -87,14 +87,15 @@ class Judge:
     async def watching(self) -> AsyncIterator[None]:
         """Sample the balance while the block runs."""
         async with asyncio.TaskGroup() as group:
-            sampling = group.create_task(self._sample())
+            is_over = asyncio.Event()
+            group.create_task(self._sample(is_over))
             try:
                 yield
             finally:
-                sampling.cancel()
+                is_over.set()
 
-    async def _sample(self) -> None:
-        while True:
+    async def _sample(self, is_over: asyncio.Event) -> None:
+        while not is_over.is_set():  # a cancellation could get lost in a call that times out
             with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):
                 if wallet := await self.wallet():
                     available = wallet["g"] - wallet["s"] - wallet["h"]

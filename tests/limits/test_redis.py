@@ -249,6 +249,24 @@ async def test_closing_fails_every_call_on_its_way_every_one_that_waits_and_late
                 await call
 
 
+async def test_closing_ends_also_where_connecting_takes_no_notice_of_being_cancelled(redis_server: RedisServer) -> None:
+    class Stubborn(RedisOwner):
+        async def _connect(self) -> Any:
+            is_connecting.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            return await super()._connect()
+
+    is_connecting = asyncio.Event()
+    owner = Stubborn(redis_server.url, timeout_s=5)
+    owner.start()
+    call = owner.call("PING")
+    await is_connecting.wait()
+    async with asyncio.timeout(30):
+        await owner.aclose()
+    assert call.done() and not owner.is_connected
+
+
 async def test_a_call_that_nobody_waits_for_is_not_sent(redis_server: RedisServer, store: Redis) -> None:
     owner = RedisOwner(redis_server.url, timeout_s=5)
     owner.call("SET", "a", 1).cancel()

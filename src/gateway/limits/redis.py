@@ -314,8 +314,12 @@ class RedisOwner:
         call.refuse(StoreUnavailable(str(error)) if _means(error, _NOT_NOW_CLASSES, _NOT_NOW) else error)
 
     async def _run(self) -> None:
-        """Connect whenever somebody calls and there is no connection."""
-        while True:
+        """Connect whenever somebody calls and there is no connection.
+
+        A cancellation may get lost while connecting: Python 3.11's ``wait_for``, which redis-py sends with, drops one
+        that comes when it is done.
+        """
+        while not self._is_closed:
             await self._wake.wait()
             self._wake.clear()
             try:
